@@ -1,0 +1,198 @@
+"""A model is a folder that other tools load too: read one, write one.
+
+`load` also takes a .gguf file and a hub id; every door ends in the same families and the same rules.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from langmill.common.errors import ModelError
+from langmill.common.files import atomic_folder, write_json
+from langmill.families import family, modules, weights
+from langmill.model.config import LSTMConfig, ModelConfig
+from langmill.model.recurrent import LSTM
+from langmill.model.transformer import Transformer
+from langmill.text.tokenizer import Tokenizer
+
+Model = Transformer | LSTM
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARD_BYTES = 5 * 10**9
+
+
+def load(
+    where: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+) -> tuple[Model, Tokenizer | None]:
+    """A model and its tokenizer from a folder, a .gguf file or a hub id ("name/model[@revision]").
+
+    dtype: the type that the weights are brought to. The tokenizer is None where the folder has none.
+    ModelError says which file and tensor is wrong; nothing is allocated before the shapes agree.
+    """
+    from langmill.families.hub import resolve
+
+    path = resolve(str(where))
+    if path.suffix == ".gguf":
+        from langmill.families.gguf import load_gguf
+
+        return load_gguf(path, dtype=dtype, device=device)
+    model = load_model(path, dtype).to(device)
+    has_tokenizer = (path / "tokenizer.json").exists()
+    tokenizer = Tokenizer.load(path) if has_tokenizer else None
+    if tokenizer is not None:
+        check_match(model.config, tokenizer, path)
+    return model, tokenizer
+
+
+def load_model(path: Path, dtype: torch.dtype = torch.float32) -> Model:
+    """The model of a folder, without its tokenizer, ready for use (in evaluation mode)."""
+    theirs = read_config(path / "config.json")
+    kind = family(theirs.get("model_type"), path / "config.json")
+    files = _files(path)
+    try:
+        handles = [safe_open(file, framework="pt") for file in files]
+        where = {_name(kind, key): (handle, key) for handle in handles for key in handle.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError) as reason:
+        raise ModelError(
+            f"{path}: the safetensors files cannot be read, cut short perhaps: {reason}"
+        ) from None
+
+    def read(name: str) -> Tensor:
+        handle, key = where[name]
+        return handle.get_tensor(key)
+
+    return assemble(kind, theirs, where, read, path, dtype)
+
+
+def assemble(
+    kind: Any,
+    theirs: Mapping[str, Any],
+    names: Mapping[str, Any],
+    read: Callable[[str], Tensor],
+    where: Path,
+    dtype: torch.dtype,
+) -> Model:
+    """A model of family file `kind` from its foreign configuration and tensors: the one way in, for every format."""
+    config = kind.config(theirs)
+    with torch.device("meta"):  # shapes alone: a configuration that lies about its size costs nothing
+        model: Model = LSTM(config) if isinstance(config, LSTMConfig) else Transformer(config)
+    ignored = tuple(kind.IGNORED) + (("lm_head.weight",) if model.head is None else ())
+    weights.load(model, kind.rules(config), names, read, ignored, where, dtype)
+    return model.eval()
+
+
+def save(
+    model: Model,
+    tokenizer: Tokenizer | None,
+    folder: str | Path,
+    *,
+    lineage: Mapping[str, Any] | None = None,
+    card: str | None = None,
+    replace: bool = False,
+) -> None:
+    """Write a folder that transformers loads: configuration, safetensors, tokenizer, and what is known of it.
+
+    lineage: where the model came from (lineage.json). card: README.md. The folder appears whole or not
+    at all; one that exists is refused unless `replace`.
+    """
+    theirs, kind = export_config(model.config)
+    if tokenizer is not None:
+        check_match(model.config, tokenizer, folder)
+        theirs |= _special_ids(tokenizer)
+    dtype = model.tokens.weight.dtype
+    theirs |= {"dtype": str(dtype).removeprefix("torch."), "torch_dtype": str(dtype).removeprefix("torch.")}
+    with atomic_folder(Path(folder), replace=replace) as fresh:
+        _write_weights(weights.save(model, kind.rules(model.config)), fresh)
+        _json(fresh / "config.json", theirs)
+        if tokenizer is not None:
+            tokenizer.save(fresh)
+            _json(fresh / "generation_config.json", _special_ids(tokenizer))
+        if lineage is not None:
+            write_json(fresh / "lineage.json", lineage, "lineage", 1)
+        if card is not None:
+            (fresh / "README.md").write_text(card, encoding="utf-8")
+
+
+def export_config(config: ModelConfig | LSTMConfig) -> tuple[dict[str, Any], Any]:
+    """The foreign configuration that expresses this shape, and the family file it belongs to."""
+    if isinstance(config, LSTMConfig):
+        kind = family("langmill_lstm", "config")
+        return kind.export(config), kind
+    for kind in dict.fromkeys(modules().values()):
+        theirs = kind.export(config) if "lstm" not in kind.MODEL_TYPES[0] else None
+        if theirs is not None:
+            return theirs, kind
+    raise ModelError(f"no known family has this shape, so other tools could not load it: {config.decoder}")
+
+
+def check_match(config: ModelConfig | LSTMConfig, tokenizer: Tokenizer, where: object) -> None:
+    """Refuse a tokenizer whose ids the model does not have."""
+    if tokenizer.vocab_size > config.vocab:
+        raise ModelError(
+            f"{where}: the tokenizer has {tokenizer.vocab_size} entries and the model {config.vocab}: "
+            "they do not belong together"
+        )
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A foreign JSON object; ModelError where it is missing or broken."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{path} is missing: {path.parent} is not a model folder") from None
+    except (ValueError, OSError) as reason:
+        raise ModelError(f"{path} cannot be read as JSON: {reason}") from None
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} holds no JSON object")
+    return value
+
+
+def _files(path: Path) -> list[Path]:
+    if (path / INDEX).exists():
+        table = read_config(path / INDEX).get("weight_map")
+        if not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):
+            raise ModelError(f"{path / INDEX} has no weight_map of tensors to file names")
+        names = sorted(set(table.values()))
+        outside = [name for name in names if Path(name).name != name]
+        missing = [name for name in names if not (path / name).is_file()]
+        if outside or missing:
+            raise ModelError(
+                f"{path / INDEX} names {(outside + missing)[0]}, which is not a file of this folder"
+            )
+        return [path / name for name in names]
+    if (path / SINGLE).exists():
+        return [path / SINGLE]
+    old = sorted(path.glob("pytorch_model*.bin"))
+    hint = f": {old[0].name} is a pickle, which is never read; convert it to safetensors first" if old else ""
+    raise ModelError(f"{path} has no {SINGLE}{hint}")
+
+
+def _name(kind: Any, key: str) -> str:
+    """Files of a bare body leave the prefix out."""
+    bare = kind.PREFIX and not key.startswith((kind.PREFIX, "lm_head."))
+    return f"{kind.PREFIX}{key}" if bare else key
+
+
+def _special_ids(tokenizer: Tokenizer) -> dict[str, Any]:
+    stops = sorted(tokenizer.stop_ids)
+    return {
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": stops[0] if len(stops) == 1 else stops or None,
+        "pad_token_id": tokenizer.pad_id,
+    }
+
+
+def _write_weights(state: dict[str, Tensor], folder: Path) -> None:
+    from huggingface_hub import save_torch_state_dict
+
+    save_torch_state_dict(state, folder, max_shard_size=SHARD_BYTES)
+
+
+def _json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

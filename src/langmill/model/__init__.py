@@ -1,0 +1,1 @@
+"""The one Transformer, the LSTM baseline, and what they are built from."""
