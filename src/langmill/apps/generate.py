@@ -1,0 +1,162 @@
+"""`langmill generate`: a model goes on from prompts, one as a stream, many in batches."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from langmill.common.errors import DataError, ModelError, UsageError
+from langmill.common.metrics import Report
+from langmill.common.progress import track
+from langmill.common.settings import GenerateSettings
+from langmill.infer.generate import Piece, generate_pieces, room
+from langmill.infer.ready import ready
+from langmill.infer.sampling import Sampling, streams
+from langmill.model.config import ModelConfig
+from langmill.model.recurrent import LSTM
+from langmill.model.transformer import Transformer
+from langmill.text.chat import chat_ids
+from langmill.text.tokenizer import Tokenizer
+
+_ROWS = 32  # prompts in one batch, at most
+_CACHE_BYTES = 1 << 30  # and bytes of keys and values, unless one prompt alone needs more
+
+
+def run(settings: GenerateSettings, *, quiet: bool = False) -> Report:
+    """Generate from every prompt of the settings, results in their order.
+
+    A single prompt's text goes to standard output as it is written, unless `quiet`; the speed goes to
+    standard error. Results: {"prompt", "text", "tokens", "finish_reason"}, where tokens are the ids
+    that the model wrote, a stop id included, and finish_reason is "stop" or "length".
+    """
+    if settings.system is not None and not settings.chat:
+        raise UsageError("--system is a message of a chat: add --chat")
+    prompts = read_prompts(settings)
+    sampling = Sampling(
+        max_new_tokens=settings.max_new_tokens,
+        temperature=settings.temperature,
+        top_k=settings.top_k,
+        top_p=settings.top_p,
+        min_p=settings.min_p,
+        repetition_penalty=settings.repetition_penalty,
+        seed=settings.seed,
+        stop=tuple(settings.stop),
+    )
+    model, tokenizer = ready(settings.model, settings.dtype, settings.device, settings.threads)
+    if settings.chat and tokenizer.chat_template is None:
+        raise ModelError(
+            f"{settings.model} has no chat template, so it was not made for chats: leave --chat out to go on "
+            "from the prompt itself, or take a model that was tuned on chats"
+        )
+    ids = [_prompt_ids(tokenizer, prompt, settings) for prompt in prompts]
+    room(model, ids, sampling.max_new_tokens)  # all prompts, before any work
+    results: list[dict[str, Any]] = [
+        {"prompt": prompt, "text": "", "tokens": [], "finish_reason": None} for prompt in prompts
+    ]
+    began = time.perf_counter()
+    streaming = len(prompts) == 1 and not quiet
+    with track("generating", total=len(prompts), unit="prompts", quiet=quiet or streaming) as progress:
+        for piece in _pieces(model, tokenizer, ids, sampling):
+            _take(results[piece.row], piece)
+            if streaming:
+                sys.stdout.write(piece.text)
+                sys.stdout.flush()
+            if piece.finish:
+                progress.advance(1)
+    if streaming:
+        print(flush=True)
+    return _report(results, ids, time.perf_counter() - began, streaming, quiet)
+
+
+def read_prompts(settings: GenerateSettings) -> list[str]:
+    """The prompts given as arguments, then those of the file."""
+    prompts = [*settings.prompt]
+    if settings.file is not None:
+        prompts += _from_file(settings.file)
+    if not prompts:
+        raise UsageError(
+            "there is no prompt: give one, or --file FILE with at least one, or text on standard input"
+        )
+    return prompts
+
+
+def _from_file(path: Path) -> list[str]:
+    """JSONL rows by their suffix, else one prompt a line; lines without text are no prompts."""
+    try:
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as reason:
+        raise DataError(f"{path} is not UTF-8 (byte {reason.start}): convert it first") from None
+    numbered = [(number, line.rstrip("\r")) for number, line in enumerate(lines, 1) if line.strip()]
+    if path.suffix != ".jsonl":
+        return [line for _, line in numbered]
+    return [_from_row(line, f"{path}, line {number}") for number, line in numbered]
+
+
+def _from_row(line: str, where: str) -> str:
+    try:
+        row = json.loads(line)
+    except ValueError as reason:
+        raise DataError(f"{where} is not JSON: {reason}") from None
+    found = [row[key] for key in ("prompt", "text") if key in row] if isinstance(row, dict) else []
+    if not found or not isinstance(found[0], str):
+        raise DataError(f'{where} has no text in "prompt" or "text"')
+    return found[0]
+
+
+def _prompt_ids(tokenizer: Tokenizer, prompt: str, settings: GenerateSettings) -> list[int]:
+    if not settings.chat:
+        return tokenizer.prompt_ids(prompt)
+    system = [] if settings.system is None else [{"role": "system", "content": settings.system}]
+    return chat_ids(tokenizer, [*system, {"role": "user", "content": prompt}], add_generation_prompt=True)
+
+
+def _pieces(
+    model: Transformer | LSTM, tokenizer: Tokenizer, ids: Sequence[Sequence[int]], sampling: Sampling
+) -> Iterator[Piece]:
+    """Pieces of all prompts, `row` counting the prompts as given, in batches of like length."""
+    numbers = streams(sampling.seed, ids)
+    longest_first = sorted(range(len(ids)), key=lambda index: -len(ids[index]))
+    while longest_first:
+        rows = _fitting(model, len(ids[longest_first[0]]) + sampling.max_new_tokens)
+        batch, longest_first = longest_first[:rows], longest_first[rows:]
+        prompts, draws = [ids[index] for index in batch], [numbers[index] for index in batch]
+        for step in generate_pieces(model, tokenizer, prompts, sampling, draws):
+            yield from (piece._replace(row=batch[piece.row]) for piece in step)
+
+
+def _fitting(model: Transformer | LSTM, tokens: int) -> int:
+    """How many rows of so many tokens one batch takes."""
+    if not isinstance(model.config, ModelConfig):
+        return _ROWS
+    c = model.config.decoder
+    row_bytes = 2 * c.layers * c.kv_heads * c.head_dim * model.head_weight.element_size() * tokens
+    return max(1, min(_ROWS, _CACHE_BYTES // row_bytes))
+
+
+def _take(result: dict[str, Any], piece: Piece) -> None:
+    result["text"] += piece.text
+    result["tokens"].append(piece.id)
+    result["finish_reason"] = piece.finish
+
+
+def _report(
+    results: list[dict[str, Any]], ids: Sequence[Sequence[int]], seconds: float, streamed: bool, quiet: bool
+) -> Report:
+    tokens = sum(len(result["tokens"]) for result in results)
+    if not quiet:
+        reason = f", ended by {results[0]['finish_reason']}" if len(results) == 1 else ""
+        print(f"{tokens} tokens, {tokens / seconds:.1f} tokens/s{reason}", file=sys.stderr)
+    if len(results) == 1:
+        text = "" if streamed else results[0]["text"]
+    else:
+        text = "\n\n".join(f"> {result['prompt']}\n{result['text']}" for result in results)
+    return Report(
+        counts={"prompts": len(results), "prompt_tokens": sum(map(len, ids)), "tokens": tokens},
+        figures={"tokens_per_second": tokens / seconds, "seconds_generating": seconds},
+        text=text,
+        extra={"results": results},
+    )

@@ -1,0 +1,221 @@
+"""Files that are whole or absent: atomic writes, locks, hashes, claimed outputs, format versions."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from langmill.common.errors import DataError, LangmillError, UsageError
+
+# A folder holding one of these was written by Langmill, so `--force` may replace it.
+OURS = ("lineage.json", "tokenizer.json", "settings.yaml", "shards.json", "index.json", "report.html")
+
+
+def atomic_write(path: Path, data: bytes | str) -> None:
+    """Write a file so that a reader, or a crash at any moment, meets the old content or the new, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data.encode("utf-8") if isinstance(data, str) else data)
+            _flush(file)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path, replace: bool = False) -> Iterator[Path]:
+    """Yield an empty folder beside `path` to fill; it becomes `path` when the block ends well.
+
+    Files and folder are flushed to the disk before the rename, so a crash leaves the old state or the
+    new. On an error nothing is left. An existing `path` is refused unless `replace`. Two processes must
+    not write the same path at once (see Lock); what a killed writer left behind is cleared here.
+    """
+    temporary, old = (path.with_name(f".{path.name}.{end}") for end in ("tmp", "old"))
+    if old.exists() and not path.exists():  # killed between the two renames below
+        old.replace(path)
+    if path.exists() and not replace:
+        raise UsageError(f"{path} exists already: choose another name or remove it")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for folder, _, names in os.walk(temporary):
+            for name in names:
+                with open(Path(folder, name), "rb+") as file:
+                    _flush(file)
+            _sync_folder(Path(folder))
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            path.replace(old)
+        temporary.replace(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if old.exists() and not path.exists():
+            old.replace(path)
+        raise
+    _sync_folder(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _flush(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename durable; systems that cannot open a folder (Windows) need no such step."""
+    with contextlib.suppress(PermissionError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+class Lock:
+    """`with Lock(path):` holds a lock file that keeps a second writer out.
+
+    The operating system frees it when the process ends, however it ends. A lock held elsewhere is a
+    UsageError that names the process. The file itself stays: removing it would open a race.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: IO[str] | None = None
+
+    def __enter__(self) -> Self:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(self.path, "a+", encoding="utf-8")
+        try:
+            _lock(file)
+        except OSError:
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            file.close()
+            raise UsageError(
+                f"{self.path.parent} is in use by another run (process {holder}): wait for it, "
+                "stop it, or choose another --out"
+            ) from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        self._file = file
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file:
+            self._file.close()
+            self._file = None
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _lock(file: IO[str]) -> None:
+        file.seek(1 << 30)  # a byte beyond the content: Windows locks forbid reading what they cover
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+else:
+    import fcntl
+
+    def _lock(file: IO[str]) -> None:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def run_folder(out: Path) -> Path:
+    """The private folder of the run that writes the model folder `out`: its name with ".run" added."""
+    return out.with_name(out.name + ".run")
+
+
+def run_lock(out: Path) -> Lock:
+    """The lock that a run writing `out` holds from its first write to its last."""
+    return Lock(run_folder(out) / "lock")
+
+
+def claim_out(out: Path, resume: bool = False, force: bool = False) -> None:
+    """Refuse an `out` that exists, unless the run is resumed or forced; forced, the old one is removed.
+
+    Only a folder that Langmill wrote (or an empty one) is ever removed, and never one that a running
+    process holds. The run folder beside it goes too.
+    """
+    run = run_folder(out)
+    taken = [folder for folder in (out, run) if folder.exists()]
+    if resume and force:
+        raise UsageError("--resume goes on with what is there and --force removes it: give one of them")
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file, and this writes a folder: choose another --out")
+    if resume or not taken or (taken == [out] and not any(out.iterdir())):
+        return
+    if not force:
+        raise UsageError(
+            f"{taken[0]} exists already: choose another --out, go on with --resume, or replace it with --force"
+        )
+    for folder in taken:
+        names = {file.name for file in folder.iterdir()}
+        if names and not run.exists() and not names & set(OURS):
+            raise UsageError(
+                f"{folder} does not look like Langmill's own: remove it yourself, or choose another --out"
+            )
+    if run.exists():
+        with run_lock(out):
+            pass
+    for folder in taken:
+        shutil.rmtree(folder)
+
+
+def sha256(path: Path) -> str:
+    """The file's SHA-256 in hexadecimal, read in pieces."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, value: Mapping[str, Any], kind: str, version: int) -> None:
+    """Write one of our own files, atomically: `value` after its "format" (kind) and "version"."""
+    head = {"format": kind, "version": version}
+    atomic_write(path, json.dumps(head | dict(value), ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, kind: str, version: int, error: type[LangmillError] = DataError) -> dict[str, Any]:
+    """Read a file that write_json wrote, with its "format" and "version".
+
+    `version` is the newest this code knows: a newer file is refused by name, an older one returned for
+    the caller to migrate. A missing, broken or foreign file raises `error`.
+    """
+    try:
+        value = json.loads(path.read_bytes().decode("utf-8"))
+    except FileNotFoundError:
+        raise error(f"{path} is missing") from None
+    except ValueError as reason:
+        raise error(f"{path} is damaged and cannot be read as JSON: {reason}") from None
+    if (
+        not isinstance(value, dict)
+        or value.get("format") != kind
+        or not isinstance(value.get("version"), int)
+    ):
+        raise error(f"{path} is not a {kind} file of Langmill")
+    if value["version"] > version:
+        raise error(
+            f"{path} has {kind} version {value['version']}, and this Langmill knows {version} at most: upgrade Langmill"
+        )
+    return value
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes free on the disk that holds `path`, or would hold it."""
+    folder = path.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free

@@ -1,0 +1,303 @@
+"""What a run can be told: one frozen class a command, grouped as `data.`, `tokenizer.`, `model.`, `train.`.
+
+Every field's description is what `--help` prints. None always means "chosen for you", and the
+description says by what. Counts may be written 64M or 2G (powers of ten), 64MiB (powers of two).
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9, "t": 10**12}
+_BINARY = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+_COUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgbt]i?)?b?", re.IGNORECASE)
+
+
+def parse_count(text: str) -> int:
+    """Read "10M", "1.5B", "64MiB" or "4096" as a number; ValueError where it is none."""
+    match = _COUNT.fullmatch(text.strip().replace("_", ""))
+    unit = (match[2] or "").lower() if match else ""
+    if not match or unit not in _UNITS | _BINARY:
+        raise ValueError(f"'{text}' is not a count: write 4096, 64M (64 million) or 64MiB (64 x 2^20)")
+    return round(float(match[1]) * (_UNITS | _BINARY)[unit])
+
+
+def _count(value: Any) -> Any:
+    return parse_count(value) if isinstance(value, str) else value
+
+
+Count = Annotated[int, BeforeValidator(_count)]
+
+
+class Settings(BaseModel):
+    """Base: unknown keys are errors, values are fixed once made, NaN and infinity are refused."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        validate_by_name=True,
+        validate_by_alias=True,
+        validate_default=True,
+        coerce_numbers_to_str=True,
+        allow_inf_nan=False,
+    )
+
+
+class DataSettings(Settings):
+    """How files become documents and token shards."""
+
+    holdout: float = Field(
+        0.02, ge=0, lt=1,
+        description="share of the documents kept out of training for evaluation, chosen by a hash of "
+        "their text, so that equal texts never stand on both sides (0 to below 1)",
+    )  # fmt: skip
+    text_field: str = Field("text", min_length=1, description="the field or column that holds a row's text")
+    section_bytes: Count = Field(
+        16384, ge=256,
+        description="plain-text files longer than this many bytes are cut at blank lines into documents",
+    )  # fmt: skip
+    shard_tokens: Count = Field(64_000_000, ge=1, description="tokens in one shard file, at most")
+
+
+class TokenizerSettings(Settings):
+    """Which tokenizer a run uses: an existing one, or one trained on the run's own text."""
+
+    path: str | None = Field(
+        None, description="an existing tokenizer.json, or a folder that holds one; none: train one here"
+    )
+    kind: Literal["bpe", "wordpiece", "unigram"] = Field(
+        "bpe", description="the kind to train; bpe (byte-level) loses nothing and knows every character"
+    )
+    vocab_size: Count | None = Field(
+        None, ge=260, le=1_000_000, description="entries in the vocabulary; none: chosen from the text's size"
+    )
+    sample_bytes: Count = Field(
+        64 << 20, ge=1, description="bytes of text to train on, spread over all of it"
+    )
+
+
+class ModelSettings(Settings):
+    """The model's shape: one dial, `size`, and an override for each number behind it."""
+
+    family: Literal["llama", "gpt2", "qwen3", "lstm"] = Field(
+        "llama", description="architecture; lstm is the recurrent baseline, which other tools cannot load"
+    )
+    size: str = Field(
+        "small", description="tiny, small, base, ... (see `langmill plan`), or a parameter count such as 10M"
+    )
+    layers: int | None = Field(None, ge=1, description="blocks in the stack; none: from size")
+    dim: int | None = Field(None, ge=1, description="width of the residual stream; none: from size")
+    heads: int | None = Field(None, ge=1, description="attention heads; none: from size")
+    kv_heads: int | None = Field(
+        None, ge=1, description="key and value heads, a divisor of heads; none: from size"
+    )
+    hidden: int | None = Field(None, ge=1, description="width inside the MLP; none: from size")
+    tied: bool | None = Field(
+        None, description="share the embedding with the output layer (saves vocabulary x dim parameters); "
+        "none: from size",
+    )  # fmt: skip
+
+
+class TrainSettings(Settings):
+    """The training loop: how much, how fast, with which optimizer, and what it keeps."""
+
+    objective: Literal["causal"] = Field("causal", description="causal: predict the next token")
+    max_length: int | None = Field(None, ge=2, description="tokens in one row; none: from size")
+    max_steps: Count | None = Field(
+        None, ge=1, description="optimizer steps to run; overrides num_train_epochs when both are given"
+    )
+    num_train_epochs: float | None = Field(
+        None, gt=0, description="passes over the training text; none: 1, unless max_steps is given"
+    )
+    micro_batch_size: int | None = Field(
+        None, ge=1, description="rows in one forward and backward pass; none: from size"
+    )
+    gradient_accumulation_steps: int = Field(
+        1, ge=1, description="micro-batches in one optimizer step, weighted by their tokens: 1x8 equals 8x1"
+    )
+    learning_rate: float | None = Field(None, gt=0, description="peak learning rate; none: from size")
+    min_lr_ratio: float = Field(0.1, ge=0, le=1, description="last learning rate as a share of the peak")
+    warmup_ratio: float = Field(
+        0.02, ge=0, le=1, description="share of the steps in which the learning rate rises from 0 to its peak"
+    )
+    schedule: Literal["cosine", "wsd", "constant"] = Field(
+        "cosine", description="after the warm-up: cosine decay; wsd: stable, then decay; constant"
+    )
+    decay_ratio: float = Field(
+        0.2, ge=0, le=1, description="wsd: share of the steps spent decaying at the end"
+    )
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="adamw for all; muon: Muon for the matrices in the blocks, AdamW for the rest"
+    )
+    weight_decay: float = Field(0.1, ge=0, description="decoupled decay of matrices (norms and biases: none)")
+    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW: decay of the mean of the gradient")
+    beta2: float = Field(0.95, ge=0, lt=1, description="AdamW: decay of the mean of its square")
+    max_grad_norm: float = Field(1.0, ge=0, description="clip the gradient to this norm; 0: never")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="number type of the matrix products; auto: the faster one by a short measurement"
+    )
+    compile: Literal["auto"] | bool = Field(
+        "auto",
+        description="torch.compile (20 to 60 s at the start); auto: when the run is long enough to repay it",
+    )
+    gradient_checkpointing: bool = Field(
+        False,
+        description="keep only each block's input and compute the rest twice: less memory, a third slower",
+    )
+    save_every: int | None = Field(
+        None, ge=1, description="steps between checkpoints; none: about two minutes' worth"
+    )
+    eval_every: int | None = Field(
+        None, ge=1, description="steps between validations on the held-out documents; none: ten times a run"
+    )
+    keep_last: int = Field(2, ge=1, description="checkpoints to keep, beside the best")
+    log_every: int = Field(10, ge=1, description="steps between lines in metrics.jsonl")
+    non_finite: Literal["stop", "skip"] = Field(
+        "stop", description="a loss or gradient that is NaN or infinite: stop and name the documents, or skip "
+        "the step and count it",
+    )  # fmt: skip
+    threads: int | None = Field(None, ge=1, description="CPU threads; none: one for each physical core")
+    device: str = Field("auto", description="cpu, cuda, cuda:1 or mps; auto: a GPU where there is one")
+
+
+class PretrainSettings(Settings):
+    """`langmill pretrain`: documents or shards in, a model folder out."""
+
+    path: list[str] = Field(min_length=1, description="text files, folders of them, or prepared shards")
+    out: Path = Field(description="model folder to write; its private run folder is OUT.run")
+    from_model: str | None = Field(
+        None,
+        alias="from",
+        description="go on from this model: folder, .gguf file or hub id; brings its tokenizer",
+    )
+    resume: bool = Field(False, description="go on with an interrupted run in the same --out")
+    force: bool = Field(False, description="replace an existing --out")
+    seed: int = Field(0, ge=0, lt=2**63, description="fixes every random choice")
+    track: bool = Field(False, description="write TensorBoard files too (extra: track)")
+    data: DataSettings = DataSettings()
+    tokenizer: TokenizerSettings = TokenizerSettings()
+    model: ModelSettings = ModelSettings()
+    train: TrainSettings = TrainSettings()
+
+
+class QuickstartSettings(Settings):
+    """`langmill quickstart`: text to model to report, in minutes."""
+
+    text: list[str] = Field(
+        default_factory=list, description="your text: files or folders; none: the manual that CPython carries"
+    )
+    out: Path = Field(Path("langmill-quickstart"), description="folder for the models and report.html")
+    minutes: float = Field(4.0, gt=0, description="time to aim for; the steps are sized by a short probe")
+    force: bool = Field(False, description="replace an existing --out")
+    seed: int = Field(0, ge=0, lt=2**63, description="fixes every random choice")
+    data: DataSettings = DataSettings()
+
+
+class PlanSettings(Settings):
+    """`langmill plan`: what a run would cost, before it runs."""
+
+    path: list[str] = Field(
+        default_factory=list, description="the text to train on, measured for its tokens; none: give tokens"
+    )
+    tokens: Count | None = Field(
+        None, ge=1, description="tokens to train on; none: from PATH, or 20 for each parameter"
+    )
+    budget: str | None = Field(
+        None, description="time to spend, such as 90s, 30m, 8h or 2d: prints the compute-optimal size for it"
+    )
+    probe: bool = Field(True, description="measure this machine for some seconds; false: closed forms only")
+    seed: int = Field(0, ge=0, lt=2**63, description="fixes every random choice")
+    data: DataSettings = DataSettings()
+    tokenizer: TokenizerSettings = TokenizerSettings()
+    model: ModelSettings = ModelSettings()
+    train: TrainSettings = TrainSettings()
+
+
+class GenerateSettings(Settings):
+    """`langmill generate`: a model goes on from a prompt."""
+
+    model: str = Field(description="model folder, .gguf file or hub id")
+    prompt: list[str] = Field(default_factory=list, description="texts to go on from; none: standard input")
+    file: Path | None = Field(
+        None, description='prompts from a file: JSONL rows {"prompt"} or {"text"}, else one a line'
+    )
+    chat: bool = Field(False, description="render each prompt as one user turn through the chat template")
+    system: str | None = Field(None, description="with --chat: the system message before the user's turn")
+    max_new_tokens: int = Field(128, ge=1, description="tokens to write at most, for each prompt")
+    temperature: float = Field(0.0, ge=0, description="0: always the likeliest token; 1: as the model says")
+    top_k: int = Field(0, ge=0, description="sample among the k likeliest tokens; 0: all")
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="sample among the likeliest that make up this probability"
+    )
+    min_p: float = Field(0.0, ge=0, le=1, description="drop tokens below this share of the likeliest one's")
+    repetition_penalty: float = Field(
+        1.0, gt=0, description="above 1: tokens seen already become less likely"
+    )
+    stop: list[str] = Field(default_factory=list, description="end before this text appears (repeatable)")
+    seed: int = Field(0, ge=0, lt=2**63, description="fixes every random choice")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="number type; auto: float32 on a CPU, the file's own on a GPU"
+    )
+    device: str = Field("auto", description="cpu, cuda, cuda:1 or mps; auto: a GPU where there is one")
+    threads: int | None = Field(None, ge=1, description="CPU threads; none: one for each physical core")
+
+
+class EvaluateSettings(Settings):
+    """`langmill evaluate`: loss, perplexity and bits per byte, with an interval."""
+
+    model: str = Field(description="model folder, .gguf file or hub id")
+    on: list[str] = Field(min_length=1, description="text files, folders of them, or prepared shards")
+    split: Literal["all", "held_out"] = Field(
+        "all", description="held_out: only the documents that training with the same data.holdout kept out"
+    )
+    max_length: int | None = Field(
+        None, ge=2, description="tokens in one window; none: the model's own, at most 1024"
+    )
+    micro_batch_size: int = Field(8, ge=1, description="windows in one forward pass")
+    resamples: int = Field(1000, ge=1, description="bootstrap resamples over documents for the 95 % interval")
+    seed: int = Field(0, ge=0, lt=2**63, description="fixes every random choice")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="number type; auto: float32 on a CPU, the file's own on a GPU"
+    )
+    device: str = Field("auto", description="cpu, cuda, cuda:1 or mps; auto: a GPU where there is one")
+    threads: int | None = Field(None, ge=1, description="CPU threads; none: one for each physical core")
+    data: DataSettings = DataSettings()
+
+
+class ShardsSettings(Settings):
+    """`langmill data shards`: documents to memory-mapped token shards."""
+
+    path: list[str] = Field(min_length=1, description="text files or folders of them")
+    tokenizer: str = Field(description="a tokenizer.json, or a folder that holds one")
+    out: Path = Field(description="folder to write the shards and their index to")
+    force: bool = Field(False, description="replace an existing --out")
+    data: DataSettings = DataSettings()
+
+
+class TokenizerTrainSettings(Settings):
+    """`langmill tokenizer train`: a vocabulary from a bounded sample of text."""
+
+    path: list[str] = Field(min_length=1, description="text files or folders of them")
+    out: Path = Field(description="folder to write tokenizer.json and its companions to")
+    force: bool = Field(False, description="replace an existing --out")
+    kind: Literal["bpe", "wordpiece", "unigram"] = Field(
+        "bpe", description="bpe (byte-level) loses nothing and knows every character"
+    )
+    vocab_size: Count | None = Field(
+        None, ge=260, le=1_000_000, description="entries in the vocabulary; none: chosen from the text's size"
+    )
+    sample_bytes: Count = Field(
+        64 << 20, ge=1, description="bytes of text to train on, spread over all of it"
+    )
+    data: DataSettings = DataSettings()
+
+
+class TokenizerInspectSettings(Settings):
+    """`langmill tokenizer inspect`: what a tokenizer holds and what it makes of a text."""
+
+    tokenizer: str = Field(description="a tokenizer.json, a folder that holds one, or a .gguf file")
+    text: str | None = Field(None, description="show the tokens of this text")

@@ -1,0 +1,60 @@
+"""A model made ready to run where and as the settings say."""
+
+from __future__ import annotations
+
+import torch
+
+from langmill.common.errors import ModelError, SettingsError
+from langmill.families.folder import load, read_config
+from langmill.families.hub import resolve
+from langmill.model.recurrent import LSTM
+from langmill.model.transformer import Transformer
+from langmill.text.tokenizer import Tokenizer
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def ready(
+    where: str, dtype: str = "auto", device: str = "auto", threads: int | None = None
+) -> tuple[Transformer | LSTM, Tokenizer]:
+    """The model and tokenizer at `where`, for use.
+
+    dtype: float32, bfloat16, or auto: float32 on a CPU, the file's own elsewhere. device: auto takes a GPU
+    where there is one. threads: CPU threads of this process, None for torch's own choice.
+    ModelError where the model has no tokenizer, SettingsError where the device is not there.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    place = find_device(device)
+    if dtype != "auto":
+        chosen = _DTYPES[dtype]
+    else:
+        chosen = torch.float32 if place.type == "cpu" else _stored(where)
+    model, tokenizer = load(where, dtype=chosen, device=place)
+    if tokenizer is None:
+        raise ModelError(
+            f"{where} has no tokenizer.json: put the one that the model was trained with into the folder"
+        )
+    return model, tokenizer
+
+
+def find_device(name: str) -> torch.device:
+    """The device of that name; auto is the first of CUDA, MPS and CPU that is there."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, is_there in there.items() if is_there))
+    kind, _, number = name.partition(":")
+    if kind not in there or (number and not number.isdigit()):
+        raise SettingsError(f"device '{name}' is unknown: say auto, cpu, cuda, cuda:1 or mps")
+    if not there[kind] or (kind == "cuda" and int(number or 0) >= torch.cuda.device_count()):
+        raise SettingsError(
+            f"device '{name}' is not on this machine (or this torch was built without it): use cpu"
+        )
+    return torch.device(name)
+
+
+def _stored(where: str) -> torch.dtype:
+    """The number type that a model's files are in; bfloat16 where they are quantised or do not say."""
+    path = resolve(where)
+    theirs = {} if path.suffix == ".gguf" else read_config(path / "config.json")
+    return _DTYPES.get(str(theirs.get("dtype") or theirs.get("torch_dtype")), torch.bfloat16)

@@ -1,0 +1,261 @@
+"""`langmill pretrain`: text or shards in, a model folder and a report out.
+
+    tokenizer → shards → model (fresh, or --from) → fit → held-out score → model folder → report
+
+Each stage's result is whole or absent, so a run that was killed anywhere goes on from there with --resume. What is
+private (shards, checkpoints, samples, report) lies in OUT.run; OUT holds the model and no text.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from langmill.common.configure import configure, keys, save_settings
+from langmill.common.errors import ModelError, SettingsError, UsageError
+from langmill.common.files import claim_out, read_json, run_folder, run_lock, write_json
+from langmill.common.metrics import Report
+from langmill.common.settings import PretrainSettings, Settings
+from langmill.data.shards import Shards
+from langmill.evaluate.loss import Scores
+from langmill.families.folder import check_match, load, save
+from langmill.infer.ready import find_device
+from langmill.jobs import corpus as text
+from langmill.jobs import memory
+from langmill.jobs.card import Text, card, lineage
+from langmill.jobs.corpus import Corpus
+from langmill.jobs.heldout import Model, measure, restore, stored, validation
+from langmill.jobs.results import Result, write_report
+from langmill.jobs.size import largest_vocabulary, resolve, target
+from langmill.model.init import init_
+from langmill.model.recurrent import LSTM
+from langmill.model.config import LSTMConfig, ModelConfig
+from langmill.model.transformer import Transformer
+from langmill.text.tokenizer import Tokenizer
+from langmill.train.loop import Outcome, fit
+from langmill.train.objectives import causal
+
+# A resumed run may differ in these; every other setting that is given again must be as it was.
+FREE = frozenset({"resume", "force", "out", "track", "train.save_every", "train.eval_every", "train.keep_last",
+                  "train.log_every", "train.non_finite", "train.device"})  # fmt: skip
+VALIDATION_SHARE = 100  # each of the ten validations scores at most this fraction of the tokens trained on
+SCORED_SHARE = 10  # and the final score this one
+SCORED_LEAST = 200_000  # but this many tokens anyway, if there are as many
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that a run trains with; `settings` have nothing left open."""
+
+    settings: PretrainSettings
+    corpus: Corpus
+    model: Model
+    device: torch.device
+
+
+def run(settings: PretrainSettings, *, quiet: bool = False) -> Report:
+    """Train a language model, score it on held-out documents, and write the model folder and the report.
+
+    Figures: loss, perplexity, bits_per_byte (with bits_per_byte_interval; `before_` the same with --from),
+    tokens_per_second, gzip_bits_per_byte, xz_bits_per_byte. Raises UsageError where OUT exists, SettingsError where a
+    resumed run's settings changed, TrainingError where memory or disk do not suffice, Interrupted on Ctrl-C.
+    """
+    started = time.monotonic()
+    claim_out(settings.out, settings.resume, settings.force)
+    folder = run_folder(settings.out)
+    with run_lock(settings.out):
+        if settings.resume and (done := _finished(settings.out, folder)):
+            return done
+        settings = settled(settings, folder)
+        save_settings(settings, folder / "settings.yaml")
+        ready = prepare(settings, folder, quiet)
+        save_settings(ready.settings, folder / "settings.yaml")
+        before = _once(folder / "before.json", lambda: _score(ready, quiet)) if settings.from_model else None
+        outcome = train(ready, folder, quiet)
+        scores = _once(folder / "scores.json", lambda: _score(ready, quiet))
+        if not settings.out.exists():
+            export(ready, scores, before, outcome)
+        result = Result(ready.model, outcome, scores, before, folder)
+        return write_report(ready.settings, ready.corpus, result, folder, time.monotonic() - started, quiet)
+
+
+def _finished(out: Path, folder: Path) -> Report | None:
+    """The report of a run that has nothing left to do."""
+    if not (out / "config.json").is_file() or not (folder / "report.json").is_file():
+        return None
+    saved = read_json(folder / "report.json", "report", 1)
+    words = f"{out} is finished already: there is nothing to resume\n{saved['text']}"
+    return Report(out, saved["counts"], saved["figures"], words, saved["extra"])
+
+
+def settled(settings: PretrainSettings, folder: Path) -> PretrainSettings:
+    """The settings of the run that `folder` holds, where it is resumed; else those given.
+
+    What the user gave again must agree with what the run began with; what was not given is taken from it.
+    """
+    path = folder / "settings.yaml"
+    if not settings.resume or not path.is_file():
+        return settings
+    before = configure(PretrainSettings, path)
+    mine, theirs = _given(settings), {key.name: _value(before, key.path) for key in keys(PretrainSettings)}
+    changed = [
+        f"{name} was {theirs[name]} and is {value}"
+        for name, value in mine.items()
+        if name not in FREE and value is not None and value != theirs[name]
+    ]
+    if changed:
+        raise SettingsError(
+            f"{folder} is of a run with other settings: {'; '.join(changed)}. Resume with the same settings, or start "
+            "a new run (--from goes on with a model's weights)"
+        )
+    free = {name: value for name, value in mine.items() if name in FREE}
+    words = {"resume": True, "force": False, "out": settings.out, "track": free.get("track", before.track)}
+    train = {name.partition(".")[2]: value for name, value in free.items() if name.startswith("train.")}
+    return before.model_copy(update=words | {"train": before.train.model_copy(update=train)})
+
+
+def _given(settings: PretrainSettings) -> dict[str, Any]:
+    """The settings that were given, by their dotted names."""
+    found = {}
+    for key in keys(PretrainSettings):
+        group = getattr(settings, key.path[0], settings) if len(key.path) > 1 else settings
+        if key.field in group.model_fields_set:
+            found[key.name] = getattr(group, key.field)
+    return found
+
+
+def _value(settings: Settings, path: tuple[str, ...]) -> Any:
+    value: Any = settings
+    for part in path:
+        value = getattr(value, "from_model" if part == "from" else part)
+    return value
+
+
+def prepare(settings: PretrainSettings, folder: Path, quiet: bool) -> Prepared:
+    """Tokenizer, shards, shape and weights, in this order; what an earlier start of this run made is reused."""
+    model: Model | None = None
+    if settings.from_model:
+        if given := settings.model.model_fields_set:
+            raise UsageError(f"--from brings its own shape: leave model.{min(given)} out")
+        model, tokenizer = load(settings.from_model)
+    else:
+        tokenizer = None
+    tokenizer = _tokenizer(settings, tokenizer, folder, quiet)
+    if model is not None:
+        check_match(model.config, tokenizer, settings.from_model)
+    made = text.shards_among(settings.path)
+    if made:
+        shards = Shards.open(made, expected=tokenizer.fingerprint)
+    else:
+        source = text.files(settings.path, settings.data)
+        shards = text.make_shards(
+            source, tokenizer, folder / "shards", settings.data, folder / "errors.jsonl", quiet
+        )
+    corpus = text.corpus(tokenizer, shards, settings.data.holdout)
+    config, training = resolve(
+        settings.model, settings.train, tokenizer.vocab_size, model.config if model is not None else None
+    )
+    device = find_device(training.device)
+    memory.check(config, training, device)
+    if model is None:
+        model = fresh(config, settings.seed)
+    return Prepared(settings.model_copy(update={"train": training}), corpus, model.to(device), device)
+
+
+def fresh(config: ModelConfig | LSTMConfig, seed: int) -> Model:
+    """A model with first weights."""
+    model: Model = LSTM(config) if isinstance(config, LSTMConfig) else Transformer(config)
+    init_(model, seed)
+    return model
+
+
+def _tokenizer(settings: PretrainSettings, brought: Tokenizer | None, folder: Path, quiet: bool) -> Tokenizer:
+    """The model's own, the one named, the one beside the shards, or one trained here."""
+    path = settings.tokenizer.path
+    if brought is not None and path:
+        raise UsageError("--from brings its own tokenizer: leave tokenizer.path out")
+    if brought is not None:
+        return brought
+    if path:
+        return Tokenizer.load(path)
+    if settings.from_model:
+        raise ModelError(f"{settings.from_model} has no tokenizer.json: say which one it was trained with by tokenizer.path")
+    if made := text.shards_among(settings.path):
+        return text.tokenizer_of(made)
+    most = largest_vocabulary(target(settings.model.size))
+    source = text.files(settings.path, settings.data)
+    return text.train_tokenizer(source, settings.tokenizer, folder / "tokenizer", quiet, most)
+
+
+def train(ready: Prepared, folder: Path, quiet: bool) -> Outcome:
+    """Fit the model in place, or finish what an earlier start began."""
+    settings, corpus, t = ready.settings, ready.corpus, ready.settings.train
+    assert t.max_length and t.micro_batch_size
+    few = corpus.held_out(max(2000, corpus.train_tokens // VALIDATION_SHARE)) if len(corpus.held) else None
+    return fit(
+        ready.model,
+        corpus.batches(t.max_length, t.micro_batch_size, settings.seed),
+        causal,
+        t,
+        folder,
+        seed=settings.seed,
+        resume=settings.resume,
+        validate=None if few is None else validation(corpus, few, t.max_length),
+        name_of=corpus.shards.id_of,
+        tensorboard=settings.track,
+        quiet=quiet,
+    )
+
+
+def _score(ready: Prepared, quiet: bool) -> Scores | None:
+    corpus, length = ready.corpus, ready.settings.train.max_length
+    if not len(corpus.held) or length is None:
+        return None
+    chosen = corpus.held_out(max(SCORED_LEAST, corpus.train_tokens // SCORED_SHARE))
+    return measure(ready.model, corpus, chosen, length, ready.settings.seed, quiet)
+
+
+def _once(path: Path, score: Callable[[], Scores | None]) -> Scores | None:
+    """Scores from `path`, or measured and kept there: weights before a run cannot be scored after it."""
+    with contextlib.suppress(OSError):
+        if path.is_file():
+            return restore(read_json(path, "scores", 1))
+    found = score()
+    if found is not None:
+        write_json(path, stored(found), "scores", 1)
+    return found
+
+
+def export(ready: Prepared, scores: Scores | None, before: Scores | None, outcome: Outcome) -> None:
+    """Write OUT: the model, its tokenizer, lineage.json and the card."""
+    settings, shards = ready.settings, ready.corpus.shards
+    about = Text(
+        shards.documents,
+        len(ready.corpus.held),
+        shards.tokens,
+        shards.bytes,
+        hashlib.sha256(np.ascontiguousarray(shards.hashes).tobytes()).hexdigest(),
+        shards.fingerprint,
+    )
+    results: dict[str, Any] = {"steps": outcome.steps, "tokens": outcome.tokens, "loss": outcome.loss}
+    if scores is not None:
+        results |= {"bits_per_byte": scores.bits_per_byte, "bits_per_byte_interval": scores.bits_per_byte_interval}
+        results |= {"scored_documents": scores.documents}
+    if before is not None:
+        results |= {"before_bits_per_byte": before.bits_per_byte}
+    config = ready.model.config
+    save(
+        ready.model,
+        ready.corpus.tokenizer,
+        settings.out,
+        lineage=lineage(settings, about, settings.from_model, results),
+        card=card(settings.out.name, config, about, settings.from_model, results),
+    )

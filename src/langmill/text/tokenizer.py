@@ -1,0 +1,380 @@
+"""Tokenizer: text to ids and back, over Hugging Face `tokenizers` and its file format.
+
+Three rules hold everywhere. Text that a user wrote never turns into control tokens, even where it
+spells one ("<|endoftext|>"); only a rendered chat template does (`encode_with_specials`). Nothing is
+added around a text and nothing is cut off it, whatever the file's post-processor, padding or truncation
+say. And streamed text is the same text: pieces never split a character and join to what `decode` gives.
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from tokenizers import Tokenizer as Backend
+
+from langmill.common.errors import DataError, ModelError
+from langmill.common.files import atomic_write
+from langmill.text.training import END, PAD, train_backend
+
+if TYPE_CHECKING:
+    from langmill.text.bulk import BulkEncoder
+
+# Tokens that end a document, those that end a turn, and what a bare tokenizer.json may hold.
+BOUNDARIES = ("<|endoftext|>", "<|end_of_text|>")
+TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<turn|>", "<|end|>")
+_GUESSES = {
+    "bos_token": ("<s>", "<|begin_of_text|>", "<bos>", "[CLS]"),
+    "eos_token": (*BOUNDARIES, "</s>", "<eos>", "<|im_end|>", "[SEP]"),
+    "pad_token": ("<|pad|>", "<pad>", "[PAD]"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Specials:
+    """What a tokenizer.json does not say: which ids begin, end and pad, and how chats are written.
+
+    `add_bos`: a sequence starts with `bos`. `stops`: ids that end generation, beside `eos` and the
+    boundary. `config`: the rest of tokenizer_config.json, kept for `save`.
+    """
+
+    bos: int | None = None
+    eos: int | None = None
+    pad: int | None = None
+    add_bos: bool = False
+    stops: frozenset[int] = frozenset()
+    chat_template: str | None = None
+    config: Mapping[str, Any] | None = None
+
+
+class Tokenizer:
+    """A vocabulary, its special ids and its chat template. Read-only, picklable, safe to share by threads.
+
+    Build one with `train`, `load`, or from a `tokenizers.Tokenizer` and its `Specials`.
+    """
+
+    def __init__(self, backend: Backend, specials: Specials) -> None:
+        backend.no_padding()
+        backend.no_truncation()
+        backend.encode_special_tokens = False
+        self._backend = backend
+        self.specials = specials
+        self.vocab: dict[str, int] = backend.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(self.vocab.values(), default=-1) + 1
+        self.special_ids = frozenset(
+            id for id, token in backend.get_added_tokens_decoder().items() if token.special
+        )
+        self.bos_id, self.eos_id, self.pad_id = specials.bos, specials.eos, specials.pad
+        self.chat_template = specials.chat_template
+        named = (specials.bos, specials.eos, specials.pad, *specials.stops)
+        if beyond := [id for id in named if id is not None and not 0 <= id < self.vocab_size]:
+            raise ModelError(f"special ids {beyond} lie outside the tokenizer's {self.vocab_size} entries")
+
+    @classmethod
+    def train(
+        cls,
+        texts: Iterable[str],
+        vocab_size: int | None = None,
+        kind: str = "bpe",
+        sample_bytes: int = 64 << 20,
+    ) -> Self:
+        """Train on a sample of at most `sample_bytes`, spread evenly over all of `texts`.
+
+        `kind` is bpe, wordpiece or unigram: all three are lossless on any text. `vocab_size` None is
+        chosen from the text's size; a small text may not fill the one asked for (see `.vocab_size`).
+        The same texts give a byte-identical tokenizer. DataError where there is no text.
+        """
+        backend = train_backend(texts, vocab_size, kind, sample_bytes)
+        end, pad = backend.token_to_id(END), backend.token_to_id(PAD)
+        return cls(backend, Specials(bos=end, eos=end, pad=pad, add_bos=True))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a tokenizer.json, or a folder holding one with its companions; ModelError names a bad file."""
+        path = Path(path)
+        file = path / "tokenizer.json" if path.is_dir() else path
+        if not file.is_file():
+            raise ModelError(
+                f"{file} does not exist: a tokenizer is a tokenizer.json or a folder that holds one"
+            )
+        backend = _backend(file)
+        folder = file.parent if file.name == "tokenizer.json" else None
+        try:
+            return cls(backend, read_specials(backend, folder))
+        except ModelError as error:
+            raise ModelError(f"{file}: {error}") from None
+
+    def save(self, folder: str | Path) -> None:
+        """Write tokenizer.json, tokenizer_config.json and chat_template.jinja, as transformers reads them."""
+        folder = Path(folder)
+        atomic_write(folder / "tokenizer.json", self._backend.to_str(pretty=True))
+        config = dict(self.specials.config or {"clean_up_tokenization_spaces": False})
+        for key, id in (("bos_token", self.bos_id), ("eos_token", self.eos_id), ("pad_token", self.pad_id)):
+            config[key] = None if id is None else self._backend.id_to_token(id)
+        if self.specials.add_bos and not _starts_with(self._backend, self.bos_id):
+            config["add_bos_token"] = True
+        # This class takes the file as it is; others rebuild parts of it and change ids.
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        text = json.dumps(config, ensure_ascii=False, indent=2, sort_keys=True)
+        atomic_write(folder / "tokenizer_config.json", text + "\n")
+        if self.chat_template is not None:
+            atomic_write(folder / "chat_template.jinja", self.chat_template)
+
+    @property
+    def boundary_id(self) -> int:
+        """The id that ends a document in pretraining: `<|endoftext|>` where it exists, else eos."""
+        known = (self._backend.token_to_id(token) for token in BOUNDARIES)
+        boundary = next((id for id in known if id is not None), self.eos_id)
+        if boundary is None:
+            raise ModelError("this tokenizer names no end-of-text token, which training on documents needs")
+        return boundary
+
+    @property
+    def start_id(self) -> int:
+        """The id that stands before a document: bos where the tokenizer adds it, else the boundary."""
+        return self.bos_id if self.specials.add_bos and self.bos_id is not None else self.boundary_id
+
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:
+        """Ids that end generation: eos, those the model's folder names, the boundary, ends of turn."""
+        known = [self._backend.token_to_id(token) for token in BOUNDARIES]
+        if self.chat_template:
+            known += [self._backend.token_to_id(token) for token in TURN_ENDS if token in self.chat_template]
+        return self.specials.stops | {id for id in (*known, self.eos_id) if id is not None}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the canonical tokenizer.json: equal for equal tokenizers, however they were saved."""
+        canonical = json.dumps(json.loads(self.to_json()), sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(canonical.encode("utf-8")).hexdigest()
+
+    def to_json(self) -> str:
+        """The tokenizer.json."""
+        text: str = self._backend.to_str()
+        return text
+
+    def token(self, id: int) -> str | None:
+        """How the vocabulary spells an id; None where there is none."""
+        token: str | None = self._backend.id_to_token(id)
+        return token
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, none added, and none of them a control token. DataError on a lone surrogate."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """`encode` for many texts, on all processors; see text/bulk.py for corpora."""
+        return _encode(self._plain, texts)
+
+    def prompt_ids(self, text: str) -> list[int]:
+        """The ids of a text to go on from: `encode` after bos where the tokenizer adds it, never empty."""
+        bos = [self.bos_id] if self.specials.add_bos and self.bos_id is not None else []
+        return bos + self.encode(text) or [self.start_id]
+
+    def encode_with_specials(self, text: str) -> list[int]:
+        """Like `encode`, but special tokens spelt in the text become their ids: for rendered templates only."""
+        return _encode(self._backend, [text])[0]
+
+    def decode(self, ids: Sequence[int], skip_specials: bool = True) -> str:
+        """The text of ids; bytes that are not UTF-8 become U+FFFD."""
+        text: str = self._backend.decode(list(ids), skip_special_tokens=skip_specials)
+        return text
+
+    def stream(self) -> TextStream:
+        """A decoder that takes ids one at a time."""
+        return TextStream(self)
+
+    @cached_property
+    def bulk(self) -> BulkEncoder:
+        """The encoder for corpora, which keeps what it learnt about this tokenizer."""
+        from langmill.text.bulk import BulkEncoder
+
+        return BulkEncoder(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._backend, self.specials)
+
+    @cached_property
+    def _plain(self) -> Backend:
+        """The instance for users' text: it does not look for special tokens."""
+        content = json.loads(self.to_json())
+        if content["model"].get("type") == "Unigram":  # there a special token is a piece like any other
+            for added in content["added_tokens"]:
+                if added["special"] and added["id"] < len(content["model"]["vocab"]):
+                    added["content"] = f"\U0010ffff{self.fingerprint}{added['id']}"
+                    content["model"]["vocab"][added["id"]][0] = added["content"]
+        backend = Backend.from_str(json.dumps(content))
+        backend.encode_special_tokens = True
+        return backend
+
+    @cached_property
+    def _spelling(self) -> _Spelling | None:
+        """How tokens spell bytes, for byte-level decoders; None for the others."""
+        decoder = json.loads(self.to_json())["decoder"] or {}
+        *before, last = decoder["decoders"] if decoder.get("type") == "Sequence" else [decoder]
+        if not last or last.get("type") != "ByteLevel":
+            return None
+        if any(step["type"] != "Replace" or "String" not in step["pattern"] for step in before):
+            return None
+        return _Spelling(tuple((step["pattern"]["String"], step["content"]) for step in before))
+
+
+@dataclass(frozen=True, slots=True)
+class _Spelling:
+    replaced: tuple[tuple[str, str], ...]
+
+    def bytes_of(self, token: str) -> bytes:
+        for old, new in self.replaced:
+            token = token.replace(old, new)
+        try:
+            return bytes(_BYTES[letter] for letter in token)
+        except KeyError:  # an added token that is not spelt in the byte alphabet
+            return token.encode("utf-8")
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's letters for the 256 bytes: printable ones stand for themselves, the rest follow from U+0100."""
+    same = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    rest = [byte for byte in range(256) if byte not in same]
+    return {chr(b): b for b in same} | {chr(0x100 + i): b for i, b in enumerate(rest)}
+
+
+_BYTES: Mapping[str, int] = _byte_alphabet()
+
+
+class TextStream:
+    """Text from ids that come one at a time. The pieces and `flush` join to `decode` of all the ids.
+
+    Byte-level vocabularies are decoded exactly. Others are decoded in a window that starts one piece back,
+    so that spacing comes out right; bytes that turn out not to be UTF-8 may there differ in the number of
+    U+FFFD. A piece never ends inside a character, and nothing invalid is held for more than `HELD` tokens.
+    """
+
+    HELD = 8
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._ids: list[int] = []
+        self._read = 0  # ids before this have been given out
+
+    def push(self, id: int) -> str:
+        """The text that this id completes; empty while a character is incomplete."""
+        spelling, token = self._tokenizer._spelling, self._tokenizer.token(id)
+        if id in self._tokenizer.special_ids or token is None:
+            return ""
+        if spelling:
+            return self._utf8.decode(spelling.bytes_of(token))
+        self._ids.append(id)
+        text = self._new()
+        if text.endswith("\ufffd") and len(self._ids) - self._read <= self.HELD:
+            return ""
+        return self._give(text)
+
+    def flush(self) -> str:
+        """What is still held; the stream is then as new."""
+        if self._tokenizer._spelling:
+            return self._utf8.decode(b"", final=True)
+        text = self._give(self._new())
+        self._ids, self._read = [], 0
+        return text
+
+    def _new(self) -> str:
+        before = self._tokenizer.decode(self._ids[: self._read])
+        return self._tokenizer.decode(self._ids)[len(before) :]
+
+    def _give(self, text: str) -> str:
+        if text:
+            self._ids = self._ids[self._read :]
+            self._read = len(self._ids)
+        return text
+
+
+def _encode(backend: Backend, texts: list[str]) -> list[list[int]]:
+    try:
+        return [row.ids for row in backend.encode_batch_fast(texts, add_special_tokens=False)]
+    except TypeError:
+        for text in texts:
+            try:
+                text.encode("utf-8")
+            except UnicodeEncodeError as error:
+                place = f"character {error.start}, U+{ord(text[error.start]):04X}"
+                raise DataError(f"a text holds half a surrogate pair ({place}): it is no valid text") from None
+        raise
+
+
+def _backend(file: Path) -> Backend:
+    try:
+        return Backend.from_str(file.read_bytes().decode("utf-8"))
+    except Exception as error:  # the library raises plain Exception
+        raise ModelError(f"{file} is not a tokenizer.json that can be read: {error}") from None
+
+
+def _starts_with(backend: Backend, bos: int | None) -> bool:
+    return bos is not None and backend.encode("a").ids[:1] == [bos]
+
+
+def read_specials(backend: Backend, folder: Path | None) -> Specials:
+    """The special ids and chat template of `folder`; None guesses them from the vocabulary."""
+    config = _json(folder, "tokenizer_config.json")
+    names = _json(folder, "special_tokens_map.json") | config
+
+    def id_of(key: str) -> int | None:
+        named = names.get(key)
+        content = named.get("content") if isinstance(named, dict) else named
+        if content is not None:
+            id: int | None = backend.token_to_id(content)
+            if id is None and key == "eos_token":
+                raise ModelError(f'its eos_token is "{content}", which the vocabulary does not hold')
+            return id
+        guesses = () if key in names else _GUESSES[key]
+        return next((id for token in guesses if (id := backend.token_to_id(token)) is not None), None)
+
+    bos, eos, pad = id_of("bos_token"), id_of("eos_token"), id_of("pad_token")
+    stops = _json(folder, "generation_config.json").get("eos_token_id")
+    if stops is None:
+        stops = _json(folder, "config.json").get("eos_token_id")
+    stops = stops if isinstance(stops, list) else [stops]
+    size = max(backend.get_vocab().values(), default=-1) + 1
+    dropped = ("auto_map", "chat_template", "added_tokens_decoder", "name_or_path")
+    added = config.get("add_bos_token")
+    return Specials(
+        bos=bos,
+        eos=eos,
+        pad=pad,
+        add_bos=_starts_with(backend, bos) if added is None else bool(added) and bos is not None,
+        stops=frozenset(id for id in stops if isinstance(id, int) and 0 <= id < size),
+        chat_template=_template(folder, config.get("chat_template")),
+        config={key: value for key, value in config.items() if key not in dropped} or None,
+    )
+
+
+def _json(folder: Path | None, name: str) -> dict[str, Any]:
+    if folder is None or not (folder / name).is_file():
+        return {}
+    try:
+        value = json.loads((folder / name).read_bytes().decode("utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{folder / name} cannot be read as JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ModelError(f"{folder / name} holds no JSON object")
+    return value
+
+
+def _template(folder: Path | None, named: object) -> str | None:
+    """The chat template: its own file first; of several named ones the default."""
+    if folder is not None and (folder / "chat_template.jinja").is_file():
+        try:
+            return (folder / "chat_template.jinja").read_bytes().decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ModelError(f"{folder / 'chat_template.jinja'} is not UTF-8: {error}") from None
+    if isinstance(named, list):
+        entries = {entry["name"]: entry["template"] for entry in named}
+        named = entries.get("default", next(iter(entries.values()), None))
+    return named if isinstance(named, str) else None

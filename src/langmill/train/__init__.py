@@ -1,0 +1,1 @@
+"""Training: objectives, optimisers, the one loop, and its checkpoints."""

@@ -1,0 +1,149 @@
+import json
+
+import pytest
+import torch
+
+from langmill.apps import generate as app
+from langmill.common.errors import DataError, ModelError, SettingsError, UsageError
+from langmill.common.settings import GenerateSettings
+from langmill.families import folder as folders
+from langmill.model.config import Head, ModelConfig, StackConfig, Tokens
+from langmill.model.init import init_
+from langmill.model.transformer import Transformer
+from langmill.text.tokenizer import Specials, Tokenizer
+
+TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+LENGTH = 64
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save(tmp_path_factory.mktemp("models") / "base")
+
+
+@pytest.fixture(scope="module")
+def chat_folder(tmp_path_factory):
+    return save(tmp_path_factory.mktemp("models") / "chat", template=TEMPLATE)
+
+
+def save(folder, template=None):
+    text = ["The quick brown fox jumps over the lazy dog, every day and every night. 春眠不觉晓。"] * 3
+    tokenizer = Tokenizer.train(text, vocab_size=300)
+    if template:
+        known = Specials(
+            bos=tokenizer.bos_id, eos=tokenizer.eos_id, pad=tokenizer.pad_id, chat_template=template
+        )
+        tokenizer = Tokenizer(tokenizer._backend, known)
+    stack = StackConfig(dim=32, layers=2, heads=4, kv_heads=2, head_dim=8, hidden=48)
+    model = Transformer(ModelConfig(stack, Tokens(tokenizer.vocab_size, LENGTH), Head(tokenizer.vocab_size)))
+    init_(model, 0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4 if parameter.ndim > 1 else 1)
+    folders.save(model, tokenizer, folder)
+    return str(folder)
+
+
+def results(folder, *prompts, **settings):
+    chosen = GenerateSettings(
+        model=folder, prompt=list(prompts), **{"max_new_tokens": 12, "device": "cpu", **settings}
+    )
+    return app.run(chosen, quiet=True)
+
+
+def test_one_prompt_streams_to_standard_output_and_its_speed_to_standard_error(folder, capsys):
+    report = app.run(GenerateSettings(model=folder, prompt=["The quick"], max_new_tokens=12, device="cpu"))
+    out, err = capsys.readouterr()
+    [result] = report.extra["results"]
+    assert out == result["text"] + "\n" and result["text"]
+    assert "tokens/s" in err
+    assert report.text == ""
+    quiet = results(folder, "The quick")
+    assert capsys.readouterr() == ("", "")
+    assert quiet.text == result["text"]
+    assert quiet.extra["results"] == report.extra["results"]
+
+
+def test_results_are_in_the_order_of_the_prompts_and_as_each_alone(folder, monkeypatch):
+    prompts = ["a", "The quick brown fox jumps", "", "day", "春眠", "a"]
+    monkeypatch.setattr(app, "_ROWS", 2)
+    sampling = {"temperature": 1.0, "seed": 3}
+    report = results(folder, *prompts, **sampling)
+    together = report.extra["results"]
+    assert [result["prompt"] for result in together] == prompts
+    for prompt, result in zip(prompts[:5], together, strict=False):
+        assert result == results(folder, prompt, **sampling).extra["results"][0]
+    assert together[0]["tokens"] != together[5]["tokens"]  # the same prompt again draws anew
+    counts = report.counts
+    assert (counts["prompts"], counts["tokens"]) == (6, sum(len(result["tokens"]) for result in together))
+    json.dumps([report.counts, report.figures, report.extra])
+
+
+def test_a_batch_takes_no_more_rows_than_its_cache_may_hold(folder, monkeypatch):
+    model, _ = folders.load(folder)
+    token = 2 * 2 * 2 * 8 * 4  # keys and values, layers, heads, width, bytes
+    monkeypatch.setattr(app, "_CACHE_BYTES", 3 * 100 * token)
+    assert [app._fitting(model, tokens) for tokens in (100, 101, 150, 10_000, 1)] == [3, 2, 2, 1, 32]
+
+
+def test_stop_text_and_finish_reason(folder):
+    [free] = results(folder, "The").extra["results"]
+    assert (free["finish_reason"], len(free["tokens"])) == ("length", 12)
+    stop = free["text"][3:5]
+    [cut] = results(folder, "The", stop=["\0", stop]).extra["results"]
+    assert cut["finish_reason"] == "stop"
+    assert cut["text"] == free["text"].split(stop)[0]
+
+
+def test_prompts_from_a_file(folder, tmp_path):
+    lines, rows = tmp_path / "p.txt", tmp_path / "p.jsonl"
+    lines.write_bytes("one\r\n\n שלום \n".encode())
+    rows.write_text('{"prompt": "a\\nb"}\n\n{"text": "c", "label": 1}\n', encoding="utf-8")
+    read = lambda path: app.read_prompts(GenerateSettings(model=folder, prompt=["first"], file=path))  # noqa: E731
+    assert read(lines) == ["first", "one", " שלום "]
+    assert read(rows) == ["first", "a\nb", "c"]
+    for line, message in (
+        ("{", "line 2 is not JSON"),
+        ('{"label": 1}', 'line 2 has no text in "prompt"'),
+        ("[]", "line 2"),
+    ):
+        rows.write_text(f'{{"text": "x"}}\n{line}\n', encoding="utf-8")
+        with pytest.raises(DataError, match=message):
+            read(rows)
+    lines.write_bytes(b"ok\n\xff\n")
+    with pytest.raises(DataError, match=r"not UTF-8 \(byte 3\)"):
+        read(lines)
+
+
+def test_chat_renders_one_user_turn(chat_folder, monkeypatch):
+    seen = []
+    whole = app.generate_pieces
+    monkeypatch.setattr(
+        app, "generate_pieces", lambda m, t, ids, *more: (seen.extend(ids), whole(m, t, ids, *more))[1]
+    )
+    results(chat_folder, "Hi <|im_end|>", chat=True, system="Be brief.")
+    tokenizer = Tokenizer.load(chat_folder)
+    start, end = tokenizer.vocab["<|im_start|>"], tokenizer.vocab["<|im_end|>"]
+    [ids] = seen
+    assert (ids.count(start), ids.count(end)) == (3, 2)  # the one in the prompt's text is text
+    assert tokenizer.decode(ids) == "system\nBe brief.\nuser\nHi <|im_end|>\nassistant\n"
+
+
+def test_errors_say_what_to_do(folder, tmp_path):
+    with pytest.raises(UsageError, match="no prompt"):
+        results(folder)
+    with pytest.raises(ModelError, match="no chat template.*leave --chat out"):
+        results(folder, "a", chat=True)
+    with pytest.raises(UsageError, match="add --chat"):
+        results(folder, "a", system="b")
+    with pytest.raises(ModelError, match=rf"prompt 2 has \d+ tokens .* {LENGTH} positions"):
+        results(folder, "a", "春" * LENGTH)
+    with pytest.raises(SettingsError, match="'gpu' is unknown"):
+        results(folder, "a", device="gpu")
+    model, _ = folders.load(folder)
+    folders.save(model, None, tmp_path / "bare")
+    with pytest.raises(ModelError, match="no tokenizer.json"):
+        results(str(tmp_path / "bare"), "a")

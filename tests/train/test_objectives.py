@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+from types import ModuleType
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from langmill.train import objectives
+from langmill.train.objectives import causal, head_loss
+from langmill.train.step import tensors
+
+
+@pytest.mark.parametrize("mixed", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("whole", [0, 1 << 26], ids=["chunks", "whole"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_every_way_gives_the_plain_loss(
+    monkeypatch: pytest.MonkeyPatch, mixed: bool, whole: int, bias: bool
+) -> None:
+    monkeypatch.setattr(objectives, "CHUNK", 7)
+    monkeypatch.setattr(objectives, "WHOLE", whole)
+    generator = torch.Generator().manual_seed(0)
+    leaves = [torch.randn(shape, generator=generator).requires_grad_() for shape in ((40, 8), (30, 8), (30,))]
+    targets = torch.randint(0, 30, (40,), generator=generator)
+    targets[::3] = -100
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        loss = head_loss(leaves[0], leaves[1], targets, leaves[2] if bias else None)
+    used = leaves if bias else leaves[:2]
+    found = torch.autograd.grad(loss, used)
+    plain = F.cross_entropy(
+        leaves[0] @ leaves[1].T + (leaves[2] if bias else 0), targets, reduction="sum", ignore_index=-100
+    )
+    assert loss.dtype == torch.float32, "a sum in bfloat16 would be off by percents"
+    torch.testing.assert_close(loss, plain, rtol=3e-3 if mixed else 1e-6, atol=0)
+    for mine, theirs in zip(found, torch.autograd.grad(plain, used), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0.02 if mixed else 1e-5, atol=0.1 if mixed else 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["llama", "untied", "lstm"])
+def test_causal_sums_and_counts(tiny: ModuleType, kind: str) -> None:
+    model, batch = tiny.model(kind), tensors(next(tiny.Rows()), torch.device("cpu"))
+    loss, count = causal(model, batch)
+    scores = model(batch["tokens"], positions_BT=batch["positions"], documents_BT=batch["documents"])
+    plain = F.cross_entropy(scores.flatten(0, 1), batch["targets"].flatten(), reduction="sum")
+    torch.testing.assert_close(loss, plain)
+    assert int(count) == int((batch["targets"] >= 0).sum()) < batch["targets"].numel()
