@@ -13,7 +13,6 @@ import argparse
 import hashlib
 import json
 import math
-import os
 import pydoc_data.topics
 import random
 import subprocess
@@ -56,7 +55,7 @@ def interrupted(words: list[str], out: Path, seconds: float, while_saving: bool)
         if time.monotonic() < ends:
             time.sleep(0.01)
         elif not while_saving or (
-            checkpoints.is_dir() and any(n.endswith(".tmp") for n in os.listdir(checkpoints))
+            checkpoints.is_dir() and any(path.suffix == ".tmp" for path in checkpoints.iterdir())
         ):
             running.kill()
             break

@@ -79,10 +79,11 @@ def test_a_folder_is_whole_or_absent(tmp_path: Path) -> None:
         (new / "part").write_text("x")
         raise RuntimeError
     assert not list(tmp_path.iterdir())
+    path.mkdir()
     with atomic_folder(path) as new:
         (new / "sub").mkdir()
         (new / "sub" / "file").write_text("1")
-        assert not path.exists()
+        assert not list(path.iterdir())
     with pytest.raises(UsageError, match="exists"), atomic_folder(path):
         pass
     with pytest.raises(RuntimeError), atomic_folder(path, replace=True) as new:
@@ -125,10 +126,17 @@ def test_an_existing_out_is_refused_resumed_or_replaced(tmp_path: Path) -> None:
     claim_out(out)
     out.mkdir()
     claim_out(out)  # an empty folder holds nothing to lose
-    run_folder(out).mkdir()
-    assert run_folder(out).name == "model.v1.run"
-    with pytest.raises(UsageError, match="--resume.*--force"):
+    with run_lock(out):
+        assert run_folder(out).name == "model.v1.run"
+        with pytest.raises(UsageError, match="in use"):
+            claim_out(out)
+    claim_out(out)  # and neither does a run that ended before it made anything
+    assert not run_folder(out).exists()
+    atomic_write(run_folder(out) / "metrics.jsonl", "{}")
+    with pytest.raises(UsageError, match=r"model\.v1\.run exists already.*--out, or replace it with --force"):
         claim_out(out)
+    with pytest.raises(UsageError, match="--resume.*--force"):
+        claim_out(out, resumable=True)
     claim_out(out, resume=True)
     with pytest.raises(UsageError, match="one of them"):
         claim_out(out, resume=True, force=True)
@@ -140,12 +148,12 @@ def test_an_existing_out_is_refused_resumed_or_replaced(tmp_path: Path) -> None:
 
 def test_force_never_removes_what_is_not_ours(tmp_path: Path) -> None:
     out = tmp_path / "thesis"
-    out.mkdir()
-    (out / "chapter.txt").write_text("years of work")
+    atomic_write(out / "chapter.txt", "years of work")
+    atomic_write(run_folder(out) / "metrics.jsonl", "{}")
     with pytest.raises(UsageError, match="remove it yourself"):
         claim_out(out, force=True)
-    assert (out / "chapter.txt").exists()
-    (out / "lineage.json").write_text("{}")
+    assert (out / "chapter.txt").exists() and run_folder(out).exists()
+    atomic_write(out / "lineage.json", "{}")
     claim_out(out, force=True)
     assert not out.exists()
     out.write_text("a file")

@@ -9,7 +9,9 @@ from langmill.jobs.manual import manual
 def library(folder: Path, topics: bool = True) -> Path:
     (folder / "pkg" / "test").mkdir(parents=True)
     (folder / "site-packages").mkdir()
-    (folder / "pkg" / "__init__.py").write_text('"""The package.\n\nMore."""\nraise SystemExit("imported!")\n')
+    (folder / "pkg" / "__init__.py").write_text(
+        '"""The package.\n\nMore."""\nraise SystemExit("imported!")\n'
+    )
     (folder / "pkg" / "test" / "hidden.py").write_text('"""Hidden."""\n')
     (folder / "site-packages" / "other.py").write_text('"""Hidden."""\n')
     (folder / "broken.py").write_text("def (:\n")

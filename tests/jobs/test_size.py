@@ -18,7 +18,9 @@ def test_any_count_is_met(count: int, family: str, share: float) -> None:
     config, train = resolve(ModelSettings(family=family, size=str(count)), TrainSettings(), vocab)
     assert abs(parameters(config) / count - 1) < 0.08
     if isinstance(config, ModelConfig):
-        assert config.decoder.dim % 64 == 0 and config.decoder.hidden % 64 == 0 and config.decoder.head_dim == 64
+        assert (
+            config.decoder.dim % 64 == 0 and config.decoder.hidden % 64 == 0 and config.decoder.head_dim == 64
+        )
         assert 1.5 < config.decoder.hidden / config.decoder.dim < 7
     assert config.length == train.max_length and train.micro_batch_size and train.learning_rate
 
@@ -44,7 +46,9 @@ def test_the_small_model_is_the_benchmark_shape() -> None:
     assert isinstance(config, ModelConfig)
     d = config.decoder
     assert (d.layers, d.dim, d.heads, d.hidden) == (6, 384, 6, 1024)
-    assert [abs(parameters(config_for(ModelSettings(size=s), 4096, 256)) / n - 1) < 0.08 for s, n in NAMED.items()]
+    assert [
+        abs(parameters(config_for(ModelSettings(size=s), 4096, 256)) / n - 1) < 0.08 for s, n in NAMED.items()
+    ]
 
 
 def test_what_is_given_stays() -> None:
@@ -55,7 +59,9 @@ def test_what_is_given_stays() -> None:
     d = config.decoder
     assert (d.layers, d.dim, d.heads, d.kv_heads, d.head_dim, d.hidden) == (3, 96, 4, 2, 24, 200)
     assert not config.head.tied and config.length == 77 and chosen == train
-    assert config_for(ModelSettings(family="lstm", dim=20, hidden=30), 500, 9) == LSTMConfig(500, 9, 20, 30, 2, False)
+    assert config_for(ModelSettings(family="lstm", dim=20, hidden=30), 500, 9) == LSTMConfig(
+        500, 9, 20, 30, 2, False
+    )
 
 
 def test_a_loaded_shape_is_kept_and_its_length_is_a_limit() -> None:

@@ -20,7 +20,7 @@ from langmill.text.tokenizer import Specials, Tokenizer
 
 SPECIALS = [
     "<s>", "</s>", "<|im_start|>", "<|im_end|>", "[INST]", "[/INST]", "<|header|>", "<|/header|>", "<|eot|>",
-    "<|user|>", "<|assistant|>", "<|end|>", "§",
+    "<|user|>", "<|assistant|>", "<|end|>", "⌘",
 ]  # fmt: skip
 CHATML = """{%- if messages[0]['role'] == 'system' %}
 {{- '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}
@@ -141,7 +141,7 @@ def test_the_real_template_equals_transformers(asset: Callable[[str], Path]) -> 
 # Fragments that make control tokens by themselves, with the template's text beside them, or after it cut or trimmed.
 FRAGMENTS = st.sampled_from(
     [*SPECIALS, "<", "|", ">", "[", "]", "INST", "/INST]", "|im_end|>", "<|im_", "end|>", "im_end", "</think>",
-     "<think>", " ", "\n", "§a", "\ue000", "\ue001", "\\ue000", "\\", '"', "{{", "<|IM_END|>", "<</think>|im_end|>",
+     "<think>", " ", "\n", "⌘a", "\ue000", "\ue001", "\\ue000", "\\", '"', "{{", "<|IM_END|>", "<</think>|im_end|>",
      "你"]
 )  # fmt: skip
 WORDS = st.lists(FRAGMENTS, max_size=6).map("".join)

@@ -10,7 +10,7 @@ import torch
 from langmill.common.settings import TrainSettings
 from langmill.model.count import training_flops
 from langmill.train import measure
-from langmill.train.measure import Choices, choose, peak_bytes, utilisation
+from langmill.train.measure import Choices, choose_and_prepare, peak_bytes, utilisation
 from langmill.train.objectives import causal
 from langmill.train.step import tensors
 
@@ -24,7 +24,7 @@ def decide(
     model = tiny.model(kind)
     before = tiny.digest(model)
     batch = tensors(next(tiny.Rows()), CPU)
-    choices, ready = choose(model, objective, batch, TrainSettings(**settings), steps)
+    choices, ready = choose_and_prepare(model, objective, batch, TrainSettings(**settings), steps)
     assert tiny.digest(model) == before and all(weight.grad is None for weight in model.parameters())
     assert ready(model, batch)[0] > 0
     return choices

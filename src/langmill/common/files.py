@@ -16,7 +16,12 @@ from typing import IO, Any, Self
 from langmill.common.errors import DataError, LangmillError, UsageError
 
 # A folder holding one of these was written by Langmill, so `--force` may replace it.
-OURS = ("lineage.json", "tokenizer.json", "settings.yaml", "shards.json", "index.json", "report.html")
+OURS = {"lineage.json", "shards.json", "tokenizer.json"}
+STARTED = {
+    "lock",
+    "settings.yaml",
+    "errors.jsonl",
+}  # what a run folder holds before the run has made anything
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:
@@ -39,13 +44,13 @@ def atomic_folder(path: Path, replace: bool = False) -> Iterator[Path]:
     """Yield an empty folder beside `path` to fill; it becomes `path` when the block ends well.
 
     Files and folder are flushed to the disk before the rename, so a crash leaves the old state or the
-    new. On an error nothing is left. An existing `path` is refused unless `replace`. Two processes must
+    new. On an error nothing is left. An existing `path` is refused unless `replace` or empty. Two processes must
     not write the same path at once (see Lock); what a killed writer left behind is cleared here.
     """
     temporary, old = (path.with_name(f".{path.name}.{end}") for end in ("tmp", "old"))
     if old.exists() and not path.exists():  # killed between the two renames below
         old.replace(path)
-    if path.exists() and not replace:
+    if path.exists() and not replace and any(path.iterdir()):
         raise UsageError(f"{path} exists already: choose another name or remove it")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -145,35 +150,40 @@ def run_lock(out: Path) -> Lock:
     return Lock(run_folder(out) / "lock")
 
 
-def claim_out(out: Path, resume: bool = False, force: bool = False) -> None:
+def claim_out(out: Path, resume: bool = False, force: bool = False, resumable: bool = False) -> None:
     """Refuse an `out` that exists, unless the run is resumed or forced; forced, the old one is removed.
 
-    Only a folder that Langmill wrote (or an empty one) is ever removed, and never one that a running
-    process holds. The run folder beside it goes too.
+    Empty folders, and a run folder whose run ended before it made anything, are no obstacle. Only a folder
+    that Langmill wrote is ever removed, and never while a running process holds it. The run folder beside it
+    goes too. `resumable` says whether the command has a --resume to speak of.
     """
     run = run_folder(out)
-    taken = [folder for folder in (out, run) if folder.exists()]
     if resume and force:
         raise UsageError("--resume goes on with what is there and --force removes it: give one of them")
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file, and this writes a folder: choose another --out")
-    if resume or not taken or (taken == [out] and not any(out.iterdir())):
+    if resume:
         return
-    if not force:
+    taken = [folder for folder in (out, run) if _names(folder) - STARTED]
+    if taken and not force:
+        go_on = "go on with --resume, " if resumable else ""
         raise UsageError(
-            f"{taken[0]} exists already: choose another --out, go on with --resume, or replace it with --force"
+            f"{taken[0]} exists already: choose another --out, {go_on}or replace it with --force"
         )
-    for folder in taken:
-        names = {file.name for file in folder.iterdir()}
-        if names and not run.exists() and not names & set(OURS):
-            raise UsageError(
-                f"{folder} does not look like Langmill's own: remove it yourself, or choose another --out"
-            )
+    if _names(out) and not _names(out) & OURS:
+        raise UsageError(
+            f"{out} does not look like Langmill's own: remove it yourself, or choose another --out"
+        )
     if run.exists():
-        with run_lock(out):
+        with run_lock(out):  # a run that goes on is not to be disturbed
             pass
-    for folder in taken:
-        shutil.rmtree(folder)
+        shutil.rmtree(run)
+    if out.exists():
+        shutil.rmtree(out)
+
+
+def _names(folder: Path) -> set[str]:
+    return {file.name for file in folder.iterdir()} if folder.is_dir() else set()
 
 
 def sha256(path: Path) -> str:

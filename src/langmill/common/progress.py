@@ -84,7 +84,7 @@ class Progress:
             self._bar.update(self._bar.task_ids[0], status=self.status())
             self._bar.stop()
             self._bar = None
-        elif not self.quiet:
+        elif not self.quiet and (self.done or not error):
             self._print()
 
 

@@ -24,7 +24,7 @@ from langmill.data.pipeline import Ledger
 from langmill.data.streams import BROKEN, CHUNK, COMPRESSED, first_bad_byte, lines, open_bytes
 from langmill.text.document import Document
 
-MAX_ROW = 32 << 20  # bytes of one row of JSONL, CSV or Parquet: a longer one is rejected
+MAX_ROW = 16 << 20  # bytes of one row of JSONL, CSV or Parquet: a longer one is rejected
 _NAMED = 50  # a folder with more entries than this counts as one source, not each entry as one
 _TOO_LONG = f"row longer than {MAX_ROW >> 20} MiB"
 

@@ -74,8 +74,12 @@ def load_gguf(
     theirs = configuration(file)
     tokenizer = build(file.metadata, file.path, pre)
     kind = family(theirs["model_type"], file.path)
+    try:
+        config = kind.config(theirs)
+    except ModelError as error:
+        raise ModelError(f"{file.path}: {error}") from error
     names = {_rename(name, file.metadata["general.architecture"]): name for name in _weights(file)}
-    order = [names[r.theirs] for r in kind.rules(kind.config(theirs)) if r.theirs in names]
+    order = [names[r.theirs] for r in kind.rules(config) if r.theirs in names]
     with _Ahead(order, lambda name: _tensor(file, name, theirs)) as fetch:
         model = folder.assemble(kind, theirs, names, lambda name: fetch(names[name]), file.path, dtype)
     if tokenizer is not None:
@@ -134,7 +138,7 @@ def _number(file: File, key: str, default: int | None = None) -> int:
     value = file.metadata.get(key)
     if isinstance(value, np.ndarray) and len(value) and (value == value[0]).all():
         value = value[0].item()
-    value = default if value is None or value == 0 else value
+    value = default if value is None or (type(value) is int and value == 0) else value
     if type(value) is not int or not 1 <= value < 1 << 31:
         raise ModelError(f"{file.path}: {key} is {value!r}; one whole number of at least 1 is needed")
     return value
@@ -215,7 +219,7 @@ def _llama3(file: File, base: float, original: int) -> dict[str, Any]:
     if factor == 1.0:
         return {"rope_type": "default"}
     turns = base ** (-np.arange(count) / count) / (2 * math.pi)  # 1 / wavelength
-    candidates = [(original, 1.0, 4.0)]
+    candidates = [(length, 1.0, 4.0) for length in (original, *(1 << power for power in range(4, 22)))]
     smooth = (1 / divisors - 1 / factor) / (1 - 1 / factor)
     inside = (smooth > 1e-4) & (smooth < 1 - 1e-4)
     if inside.sum() >= 2:

@@ -12,9 +12,14 @@ from typing import Any
 
 from langmill.common.errors import ModelError
 
-_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+?)(?:/(?P<file>(?:[\w. -]+/)*[\w. -]+\.gguf))?(?:@(?P<revision>[\w./-]+))?")
+_ID = re.compile(
+    r"(?P<repo>\w[\w.-]*/\w[\w.-]*?)(?:/(?P<file>(?:\w[\w. -]*/)*\w[\w. -]*\.gguf))?(?:@(?P<revision>\w[\w./-]*))?"
+)
 FETCHED = ["*.safetensors", "*.json", "*.jinja"]
-NOT_FETCHED = ["*/*", "consolidated*"]  # other formats in subfolders, and Mistral's second copy of its weights
+NOT_FETCHED = [
+    "*/*",
+    "consolidated*",
+]  # other formats in subfolders, and Mistral's second copy of its weights
 
 
 def resolve(where: str | Path) -> Path:
@@ -24,6 +29,8 @@ def resolve(where: str | Path) -> Path:
     Raises ModelError saying what was looked for and what to do.
     """
     path = Path(where).expanduser()
+    if not str(where).strip():
+        raise ModelError("a model is needed: a folder, a .gguf file or a hub id, not an empty name")
     if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
         return path
     if path.exists():
@@ -46,7 +53,9 @@ def _fetch(repo: str, file: str | None, revision: str | None, where: str) -> Pat
         if file is not None:
             return Path(huggingface_hub.hf_hub_download(repo, file, **asked))
         folder = Path(
-            huggingface_hub.snapshot_download(repo, allow_patterns=FETCHED, ignore_patterns=NOT_FETCHED, **asked)
+            huggingface_hub.snapshot_download(
+                repo, allow_patterns=FETCHED, ignore_patterns=NOT_FETCHED, **asked
+            )
         )
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         offline = constants.is_offline_mode()

@@ -37,7 +37,9 @@ def lineage(settings: Settings, text: Text, parent: str | None, results: Mapping
     values = settings.model_dump(mode="json")
     for name in ("path", "text", "out", "from_model"):
         if values.get(name):
-            values[name] = [_last(p) for p in values[name]] if isinstance(values[name], list) else _last(values[name])
+            values[name] = (
+                [_last(p) for p in values[name]] if isinstance(values[name], list) else _last(values[name])
+            )
     return {
         "data": {
             "manifest_sha256": text.manifest,
@@ -49,7 +51,11 @@ def lineage(settings: Settings, text: Text, parent: str | None, results: Mapping
         },
         "parent": parent and {"name": _last(parent), "sha256": fingerprint(parent)},
         "settings": values,
-        "code": {"langmill": __version__, "torch": str(torch.__version__), "python": platform.python_version()},
+        "code": {
+            "langmill": __version__,
+            "torch": str(torch.__version__),
+            "python": platform.python_version(),
+        },
         "results": dict(results),
     }
 
@@ -76,7 +82,11 @@ def card(
     """README.md: what the model is, how to use it, what it was trained on and how well it predicts text."""
     recurrent = isinstance(config, LSTMConfig)
     count = count_shown(parameters(config))
-    origin = f"It continues the training of `{_last(parent)}`." if parent else "It was trained from random weights."
+    origin = (
+        f"It continues the training of `{_last(parent)}`."
+        if parent
+        else "It was trained from random weights."
+    )
     score = results.get("bits_per_byte")
     scored = "" if score is None else (
         f"It needs {score:.3f} bits for each byte of the {text.held_out} documents that were kept out of training"

@@ -62,7 +62,9 @@ def line_chart(title: str, lines: Iterable[Series], x_label: str, y_label: str, 
 
     Returns one `<figure>`, or a sentence where no line has a point.
     """
-    kept = [Series(s.name, _thin([p for p in s.points if all(map(math.isfinite, p))]), s.style) for s in lines]
+    kept = [
+        Series(s.name, _thin([p for p in s.points if all(map(math.isfinite, p))]), s.style) for s in lines
+    ]
     kept = [s for s in kept if s.points]
     if not kept:
         return f"<p>{escape(title)}: nothing was measured.</p>"
@@ -101,11 +103,15 @@ def bar_chart(title: str, bars: Sequence[Bar], x_label: str) -> str:
     for t in x_ticks:
         x = left + t * scale
         parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{height - BOTTOM}"/>')
-        parts.append(f'<text class="tick" x="{x:.1f}" y="{height - BOTTOM + 18}" text-anchor="middle">{number(t)}</text>')
+        parts.append(
+            f'<text class="tick" x="{x:.1f}" y="{height - BOTTOM + 18}" text-anchor="middle">{number(t)}</text>'
+        )
     for i, b in enumerate(bars):
         parts.append(_bar(b, TOP + row * i + 7, left, scale))
     middle = left + (WIDTH - left - right) / 2
-    parts.append(f'<text class="axis" x="{middle:.0f}" y="{height - 6}" text-anchor="middle">{escape(x_label)}</text>')
+    parts.append(
+        f'<text class="axis" x="{middle:.0f}" y="{height - 6}" text-anchor="middle">{escape(x_label)}</text>'
+    )
     said = "; ".join(f"{b.name} {b.value:.3f}" for b in bars)
     return _figure(title, f"{x_label}: {said}.", height, "".join(parts), [])
 
@@ -145,7 +151,9 @@ def _axis_names(x_label: str, y_label: str) -> str:
 def _line(series: Series, at: Sequence[tuple[float, float]]) -> str:
     name = escape(series.name)
     if len(at) == 1:
-        return f'<circle class="dot {series.style}" cx="{at[0][0]:.1f}" cy="{at[0][1]:.1f}" r="3.5"><title>{name}</title></circle>'
+        x, y = at[0]
+        dot = f'<circle class="dot {series.style}" cx="{x:.1f}" cy="{y:.1f}" r="3.5">'
+        return f"{dot}<title>{name}</title></circle>"
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in at)
     return f'<polyline class="line {series.style}" points="{path}"><title>{name}</title></polyline>'
 

@@ -55,7 +55,9 @@ class Corpus:
     def encoded(self, chosen: Iterable[int]) -> Iterator[Encoded]:
         """Documents as `evaluate.loss.score` takes them."""
         for index in map(int, chosen):
-            yield Encoded(self.shards.id_of(index), self.shards.tokens_of(index), int(self.shards.bytes_of[index]))
+            yield Encoded(
+                self.shards.id_of(index), self.shards.tokens_of(index), int(self.shards.bytes_of[index])
+            )
 
     def texts(self, chosen: Iterable[int]) -> Iterator[str]:
         """The texts of documents, from their tokens."""
@@ -83,7 +85,9 @@ def shards_among(paths: Sequence[str]) -> Path | None:
     """The prepared shards that `paths` names, if that is what it names; UsageError for a mixture."""
     found = [Path(path) for path in paths if (Path(path) / "shards.json").is_file()]
     if found and len(paths) > 1:
-        raise UsageError(f"{found[0]} holds prepared shards, which stand alone: give one folder of shards, or text")
+        raise UsageError(
+            f"{found[0]} holds prepared shards, which stand alone: give one folder of shards, or text"
+        )
     return found[0] if found else None
 
 

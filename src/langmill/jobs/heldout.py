@@ -100,7 +100,13 @@ def prompts(corpus: Corpus, count: int) -> list[str]:
 
 
 def samples(
-    model: Model, tokenizer: Tokenizer, texts: Sequence[str], by: str, style: str, seed: int, tokens: int = 120
+    model: Model,
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    by: str,
+    style: str,
+    seed: int,
+    tokens: int = 120,
 ) -> list[Sample]:
     """What the model makes of each prompt, at temperature 0.7 with the unlikely tail cut off."""
     model.eval()

@@ -16,8 +16,21 @@ from langmill.common.errors import DataError
 from langmill.text.document import Document
 
 # Test suites, third-party packages and the editor are not the library's own manual; lib2to3's fixtures do not parse.
-EXCLUDED = frozenset({"test", "tests", "idle_test", "idlelib", "lib2to3", "turtledemo", "ensurepip", "pydoc_data",
-                      "site-packages", "dist-packages", "__pycache__"})
+EXCLUDED = frozenset(
+    {
+        "test",
+        "tests",
+        "idle_test",
+        "idlelib",
+        "lib2to3",
+        "turtledemo",
+        "ensurepip",
+        "pydoc_data",
+        "site-packages",
+        "dist-packages",
+        "__pycache__",
+    }
+)
 SOURCE = "the Python manual"
 Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -53,11 +66,15 @@ def manual(library: Path | None = None) -> Manual:
             continue
         module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
         for name, text in _pages(module, tree):
-            pages.setdefault(name, text)  # a second definition under the same name is another system's variant
+            pages.setdefault(
+                name, text
+            )  # a second definition under the same name is another system's variant
     if broken:
         notes.append(f"{broken} files of the library could not be read as Python and were left out.")
     if not pages:
-        raise DataError(f"no manual found: {root} holds no Python source. Give your own text with --text FOLDER.")
+        raise DataError(
+            f"no manual found: {root} holds no Python source. Give your own text with --text FOLDER."
+        )
     documents = tuple(Document(name, text, SOURCE, {}) for name, text in pages.items())
     return Manual(documents, tuple(notes))
 

@@ -39,7 +39,8 @@ def check(config: Config, train: TrainSettings, device: torch.device) -> None:
     if needed <= there:
         return
     raise TrainingError(
-        f"this run needs about {bytes_shown(needed)} of memory and {bytes_shown(there)} are free: {lever(config, train, there, device)}"
+        f"this run needs about {bytes_shown(needed)} of memory and {bytes_shown(there)} are free: "
+        f"{lever(config, train, there, device)}"
     )
 
 
@@ -49,11 +50,17 @@ def lever(config: Config, train: TrainSettings, there: int, device: torch.device
     for checkpointing in (train.gradient_checkpointing, True):
         for halvings in range(rows.bit_length()):
             fewer = max(1, rows >> halvings)
-            tried = train.model_copy(update={"micro_batch_size": fewer, "gradient_checkpointing": checkpointing})
+            tried = train.model_copy(
+                update={"micro_batch_size": fewer, "gradient_checkpointing": checkpointing}
+            )
             if estimate(config, tried, device).total <= there:
                 named = [] if fewer == rows else [
                     f"train.micro_batch_size={fewer} train.gradient_accumulation_steps={steps * rows // fewer}"
                 ]  # fmt: skip
-                named += ["train.gradient_checkpointing=true"] if checkpointing != train.gradient_checkpointing else []
+                named += (
+                    ["train.gradient_checkpointing=true"]
+                    if checkpointing != train.gradient_checkpointing
+                    else []
+                )
                 return f"set {' '.join(named)} (the result stays the same)"
     return "choose a smaller --size, or a machine with more memory"

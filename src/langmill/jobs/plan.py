@@ -83,7 +83,7 @@ def run(settings: PlanSettings, *, quiet: bool = False) -> Report:
         found = text(settings, Path(scratch) / "shards", quiet)
         with track("calibrating", unit="runs", quiet=quiet or not settings.probe) as progress:
             if settings.budget:
-                settings, cost = optimal(settings, found, duration(settings.budget), device)
+                settings = optimal(settings, found, duration(settings.budget), device)
                 progress.advance()
             made = plan(settings, found, device)
             progress.advance()
@@ -170,7 +170,10 @@ def calibrate(
         memory.check(config, train, device)
         return apart(config, train, shards, steps, seed, SECONDS)
     few = train.model_copy(update={"gradient_accumulation_steps": 1})
-    shapes = [replace(config, decoder=replace(config.decoder, layers=n, window=config.decoder.window[:n])) for n in (1, 2)]
+    shapes = [
+        replace(config, decoder=replace(config.decoder, layers=n, window=config.decoder.window[:n]))
+        for n in (1, 2)
+    ]
     memory.check(shapes[1], few, device)
     one, two = (apart(shape, few, shards, steps, seed, SECONDS / 2) for shape in shapes)
     more, times = config.decoder.layers - 1, train.gradient_accumulation_steps
@@ -184,32 +187,34 @@ def calibrate(
     )
 
 
-def optimal(
-    settings: PlanSettings, found: Corpus, seconds: float, device: torch.device
-) -> tuple[PlanSettings, Cost | None]:
+def optimal(settings: PlanSettings, found: Corpus, seconds: float, device: torch.device) -> PlanSettings:
     """The settings with the size that is best for `seconds` here: C = 6 N D with D = 20 N (Hoffmann et al. 2022).
 
-    The rate that training reaches depends on the size, so it is measured at the size a first guess gives.
+    The rate that training reaches depends on the size, so it is measured at the size that a first guess gives, and
+    once more where that was far off.
     """
     if settings.model.model_fields_set & {"size", "layers", "dim", "hidden"}:
         raise UsageError("--budget chooses the size: leave model.size and the shape out")
     rate = ASSUMED * matmul_flops("float32" if device.type == "cpu" else "bfloat16", device)
-    cost: Cost | None = None
-    for _ in range(2 if settings.probe else 1):
-        count = _affordable(settings, found, rate * seconds)
-        sized = settings.model.model_copy(update={"size": str(count)})
-        settings = settings.model_copy(update={"model": sized, "tokens": OPTIMAL * count})
-        if not settings.probe:
-            break
-        made = plan(settings, found, device)
+    sized = _sized(settings, found, rate * seconds)
+    for _ in range(2 if settings.probe else 0):
+        made, before = plan(sized, found, device), rate
         assert made.cost
-        cost, before = made.cost, rate
-        rate = training_flops(made.config, made.train.max_length or 1) * cost.step_tokens / cost.step_seconds
+        rate = (
+            training_flops(made.config, made.train.max_length or 1)
+            * made.cost.step_tokens
+            / made.cost.step_seconds
+        )
+        sized = _sized(settings, found, rate * seconds)
         if 0.8 < rate / before < 1.25:
             break
-    count = _affordable(settings, found, rate * seconds)
-    sized = settings.model.model_copy(update={"size": str(count)})
-    return settings.model_copy(update={"model": sized, "tokens": OPTIMAL * count}), cost
+    return sized
+
+
+def _sized(settings: PlanSettings, found: Corpus, operations: float) -> PlanSettings:
+    count = _affordable(settings, found, operations)
+    model = settings.model.model_copy(update={"size": str(count)})
+    return settings.model_copy(update={"model": model, "tokens": OPTIMAL * count})
 
 
 def _affordable(settings: PlanSettings, found: Corpus, operations: float) -> int:
@@ -254,40 +259,75 @@ def _report(settings: PlanSettings, made: Plan, found: Corpus, device: torch.dev
     counts = {"parameters": count, "tokens": made.tokens, "steps": made.steps, "vocabulary": config.vocab}
     extra: dict[str, Any] = {"size": settings.model.size, "shape": _shape(config), "device": str(device)}
     extra |= {"train": train.model_dump(mode="json"), "why": list(cost.why) if cost else []}
-    return Report(counts=counts, figures=figures, text="\n".join(_lines(settings, made, found, by_part, figures)), extra=extra)
+    return Report(
+        counts=counts,
+        figures=figures,
+        text="\n".join(_lines(settings, made, found, by_part, figures)),
+        extra=extra,
+    )
 
 
 def _shape(config: Config) -> dict[str, int]:
     if isinstance(config, LSTMConfig):
         return {"layers": config.layers, "dim": config.dim, "hidden": config.hidden, "vocab": config.vocab}
     d = config.decoder
-    return {"layers": d.layers, "dim": d.dim, "heads": d.heads, "kv_heads": d.kv_heads, "hidden": d.hidden, "vocab": config.vocab}
+    return {
+        "layers": d.layers,
+        "dim": d.dim,
+        "heads": d.heads,
+        "kv_heads": d.kv_heads,
+        "hidden": d.hidden,
+        "vocab": config.vocab,
+    }
 
 
 def _lines(
     settings: PlanSettings, made: Plan, found: Corpus, by_part: dict[str, int], figures: dict[str, Any]
 ) -> list[str]:
     train, cost, count = made.train, made.cost, parameters(made.config)
+    shape = ", ".join(f"{name} {value:,}" for name, value in _shape(made.config).items())
+    batch = f"{train.gradient_accumulation_steps} × {train.micro_batch_size} × {train.max_length} tokens"
+    amount = f"{shown(made.tokens)} tokens, {made.tokens / count:.2g} for each parameter"
+    parts = ", ".join(f"{name} {bytes_shown(value)}" for name, value in by_part.items())
+    told = found.tokens and found.bytes
     rows = [
-        ("model", f"{settings.model.family}, {count_shown(count)} parameters: " + ", ".join(f"{k} {v:,}" for k, v in _shape(made.config).items())),
-        ("text", f"{shown(found.tokens)} tokens in {bytes_shown(found.bytes)}" if found.tokens and found.bytes else "not given"),
-        ("training", f"{shown(made.tokens)} tokens, {made.tokens / count:.2g} for each parameter, {made.steps:,} steps of "
-         f"{train.gradient_accumulation_steps} × {train.micro_batch_size} × {train.max_length} tokens, learning rate {train.learning_rate:.2g}"),
+        ("model", f"{settings.model.family}, {count_shown(count)} parameters: {shape}"),
+        ("text", f"{shown(found.tokens)} tokens in {bytes_shown(found.bytes or 0)}" if told else "not given"),
+        ("training", f"{amount}, {made.steps:,} steps of {batch}, learning rate {train.learning_rate:.2g}"),
         ("operations", f"{figures['flops_per_token']:.3g} a token, {figures['total_flops']:.3g} in all"),
-        ("memory", ", ".join(f"{name} {bytes_shown(value)}" for name, value in by_part.items())),
-    ]  # fmt: skip
+        ("memory", parts),
+    ]
     if cost and made.seconds:
-        rows += [
-            ("speed", f"{cost.step_tokens / cost.step_seconds:,.0f} tokens/s, {seconds_shown(cost.step_seconds)} a step, "
-             f"{figures['utilisation']:.0%} of this machine's matrix products, {cost.dtype}, {'compiled' if cost.compile else 'eager'}, {cost.threads} threads"),
-            ("time", seconds_shown(made.seconds) + (" (this machine is busy: steps vary by more than half)" if cost.spread > 1.5 else "")),
-        ]  # fmt: skip
+        how = f"{cost.dtype}, {'compiled' if cost.compile else 'eager'}, {cost.threads} threads"
+        rate = f"{figures['tokens_per_second']:,.0f} tokens/s, {seconds_shown(cost.step_seconds)} a step"
+        busy = " (this machine is busy: steps vary by more than half)" if cost.spread > 1.5 else ""
+        rows.append(
+            ("speed", f"{rate}, {figures['utilisation']:.0%} of this machine's matrix products, {how}")
+        )
+        rows.append(("time", seconds_shown(made.seconds) + busy))
     lines = [f"{name:11}{value}" for name, value in rows]
+    return [*_advice(settings, made, found), *lines, f"sizes: {_sizes()}, or any count"]
+
+
+def _advice(settings: PlanSettings, made: Plan, found: Corpus) -> list[str]:
+    count = parameters(made.config)
+    enough = count_shown(OPTIMAL * count)
     if settings.budget:
-        lines.insert(0, f"in {settings.budget} this machine makes best use of {count_shown(count)} parameters on {count_shown(made.tokens)} tokens (20 for each)")
+        lines = [
+            f"{settings.budget} here make best use of {count_shown(count)} parameters on {enough} tokens"
+        ]
         if found.tokens and found.tokens < made.tokens:
-            lines.append(f"your text holds {made.tokens / found.tokens:.1f} times fewer tokens: repeat it (4 times costs little), find more, or take --from MODEL")
-    elif made.tokens < OPTIMAL / 4 * count:
-        lines.append(f"that is little text for this size: about {count_shown(OPTIMAL * count)} tokens make good use of it; think of --from MODEL or a smaller --size")
-    lines.append(f"sizes: {', '.join(f'{name} {count_shown(n)}' for name, n in NAMED.items())}, or any count")
-    return lines
+            times = f"{made.tokens / found.tokens:.1f} times fewer tokens"
+            lines.append(
+                f"your text holds {times}: repeat it (4 times costs little), find more, or take --from MODEL"
+            )
+        return lines
+    if made.tokens < OPTIMAL / 4 * count:
+        return [
+            f"little text for this size, {enough} tokens would be enough: think of --from MODEL or a smaller --size"
+        ]
+    return []
+
+
+def _sizes() -> str:
+    return ", ".join(f"{name} {count_shown(count)}" for name, count in NAMED.items())

@@ -23,7 +23,7 @@ from langmill.common.configure import configure, keys, save_settings
 from langmill.common.errors import ModelError, SettingsError, UsageError
 from langmill.common.files import claim_out, read_json, run_folder, run_lock, write_json
 from langmill.common.metrics import Report
-from langmill.common.settings import PretrainSettings, Settings
+from langmill.common.settings import PretrainSettings, QuickstartSettings, Settings
 from langmill.data.shards import Shards
 from langmill.evaluate.loss import Scores
 from langmill.families.folder import check_match, load, save
@@ -33,17 +33,19 @@ from langmill.jobs import memory
 from langmill.jobs.card import Text, card, lineage
 from langmill.jobs.corpus import Corpus
 from langmill.jobs.heldout import Model, measure, restore, stored, validation
-from langmill.jobs.results import Result, write_report
+from langmill.jobs.pretrain_report import write_report
+from langmill.jobs.results import Entrant
 from langmill.jobs.size import largest_vocabulary, resolve, target
+from langmill.model.config import LSTMConfig, ModelConfig
 from langmill.model.init import init_
 from langmill.model.recurrent import LSTM
-from langmill.model.config import LSTMConfig, ModelConfig
 from langmill.model.transformer import Transformer
 from langmill.text.tokenizer import Tokenizer
 from langmill.train.loop import Outcome, fit
-from langmill.train.objectives import causal
+from langmill.train.objectives import OBJECTIVES
 
 # A resumed run may differ in these; every other setting that is given again must be as it was.
+Config = ModelConfig | LSTMConfig
 FREE = frozenset({"resume", "force", "out", "track", "train.save_every", "train.eval_every", "train.keep_last",
                   "train.log_every", "train.non_finite", "train.device"})  # fmt: skip
 VALIDATION_SHARE = 100  # each of the ten validations scores at most this fraction of the tokens trained on
@@ -69,7 +71,7 @@ def run(settings: PretrainSettings, *, quiet: bool = False) -> Report:
     resumed run's settings changed, TrainingError where memory or disk do not suffice, Interrupted on Ctrl-C.
     """
     started = time.monotonic()
-    claim_out(settings.out, settings.resume, settings.force)
+    claim_out(settings.out, settings.resume, settings.force, resumable=True)
     folder = run_folder(settings.out)
     with run_lock(settings.out):
         if settings.resume and (done := _finished(settings.out, folder)):
@@ -82,9 +84,9 @@ def run(settings: PretrainSettings, *, quiet: bool = False) -> Report:
         outcome = train(ready, folder, quiet)
         scores = _once(folder / "scores.json", lambda: _score(ready, quiet))
         if not settings.out.exists():
-            export(ready, scores, before, outcome)
-        result = Result(ready.model, outcome, scores, before, folder)
-        return write_report(ready.settings, ready.corpus, result, folder, time.monotonic() - started, quiet)
+            export(settings.out, ready.settings, ready.corpus, ready.model, scores, outcome, before)
+        entrant = Entrant("this model", ready.model, outcome, scores, folder)
+        return write_report(ready.settings, ready.corpus, entrant, before, time.monotonic() - started)
 
 
 def _finished(out: Path, folder: Path) -> Report | None:
@@ -170,7 +172,7 @@ def prepare(settings: PretrainSettings, folder: Path, quiet: bool) -> Prepared:
     return Prepared(settings.model_copy(update={"train": training}), corpus, model.to(device), device)
 
 
-def fresh(config: ModelConfig | LSTMConfig, seed: int) -> Model:
+def fresh(config: Config, seed: int) -> Model:
     """A model with first weights."""
     model: Model = LSTM(config) if isinstance(config, LSTMConfig) else Transformer(config)
     init_(model, seed)
@@ -187,7 +189,9 @@ def _tokenizer(settings: PretrainSettings, brought: Tokenizer | None, folder: Pa
     if path:
         return Tokenizer.load(path)
     if settings.from_model:
-        raise ModelError(f"{settings.from_model} has no tokenizer.json: say which one it was trained with by tokenizer.path")
+        raise ModelError(
+            f"{settings.from_model} has no tokenizer.json: say which one it was trained with by tokenizer.path"
+        )
     if made := text.shards_among(settings.path):
         return text.tokenizer_of(made)
     most = largest_vocabulary(target(settings.model.size))
@@ -203,7 +207,7 @@ def train(ready: Prepared, folder: Path, quiet: bool) -> Outcome:
     return fit(
         ready.model,
         corpus.batches(t.max_length, t.micro_batch_size, settings.seed),
-        causal,
+        OBJECTIVES[t.objective],
         t,
         folder,
         seed=settings.seed,
@@ -234,28 +238,39 @@ def _once(path: Path, score: Callable[[], Scores | None]) -> Scores | None:
     return found
 
 
-def export(ready: Prepared, scores: Scores | None, before: Scores | None, outcome: Outcome) -> None:
-    """Write OUT: the model, its tokenizer, lineage.json and the card."""
-    settings, shards = ready.settings, ready.corpus.shards
+def export(
+    out: Path,
+    settings: PretrainSettings | QuickstartSettings,
+    corpus: Corpus,
+    model: Model,
+    scores: Scores | None,
+    outcome: Outcome,
+    before: Scores | None = None,
+) -> None:
+    """Write `out`: the model, its tokenizer, lineage.json and the card. `before`: the score of the model before."""
+    shards = corpus.shards
     about = Text(
         shards.documents,
-        len(ready.corpus.held),
+        len(corpus.held),
         shards.tokens,
         shards.bytes,
         hashlib.sha256(np.ascontiguousarray(shards.hashes).tobytes()).hexdigest(),
         shards.fingerprint,
     )
+    parent = settings.from_model if isinstance(settings, PretrainSettings) else None
     results: dict[str, Any] = {"steps": outcome.steps, "tokens": outcome.tokens, "loss": outcome.loss}
     if scores is not None:
-        results |= {"bits_per_byte": scores.bits_per_byte, "bits_per_byte_interval": scores.bits_per_byte_interval}
+        results |= {
+            "bits_per_byte": scores.bits_per_byte,
+            "bits_per_byte_interval": scores.bits_per_byte_interval,
+        }
         results |= {"scored_documents": scores.documents}
     if before is not None:
         results |= {"before_bits_per_byte": before.bits_per_byte}
-    config = ready.model.config
     save(
-        ready.model,
-        ready.corpus.tokenizer,
-        settings.out,
-        lineage=lineage(settings, about, settings.from_model, results),
-        card=card(settings.out.name, config, about, settings.from_model, results),
+        model,
+        corpus.tokenizer,
+        out,
+        lineage=lineage(settings, about, parent, results),
+        card=card(out.name, model.config, about, parent, results),
     )

@@ -6,6 +6,7 @@ langmill.jobs.probe` reads a request as JSON and answers in JSON.
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 import subprocess
@@ -21,6 +22,7 @@ import numpy as np
 from langmill.common.errors import TrainingError
 from langmill.common.settings import TrainSettings
 from langmill.data.batches import Batch
+from langmill.data.shards import Shards
 from langmill.families import family
 from langmill.families.folder import export_config
 from langmill.infer.ready import find_device
@@ -30,7 +32,7 @@ from langmill.model.config import LSTMConfig, ModelConfig
 from langmill.text.tokenizer import Tokenizer
 from langmill.train.loop import Batches, State, fit
 from langmill.train.measure import choose, peak_bytes
-from langmill.train.objectives import causal
+from langmill.train.objectives import OBJECTIVES
 from langmill.train.step import tensors
 
 Config = ModelConfig | LSTMConfig
@@ -57,7 +59,9 @@ class Cost:
     why: tuple[str, ...]
 
 
-def here(config: Config, train: TrainSettings, batches: Batches, steps: int, seed: int, seconds: float) -> Cost:
+def here(
+    config: Config, train: TrainSettings, batches: Batches, steps: int, seed: int, seconds: float
+) -> Cost:
     """Train a fresh model of this shape for about `seconds` and throw it away.
 
     train: with nothing left to choose by size. steps: of the run that is planned; on them depends whether it would be
@@ -66,11 +70,20 @@ def here(config: Config, train: TrainSettings, batches: Batches, steps: int, see
     device = find_device(train.device)
     base = peak_bytes(device)
     model = fresh(config, seed).to(device)
-    place = batches.state()
-    sample = tensors(next(batches), device)
-    batches.restore(place)
-    choices, _ = choose(model, causal, sample, train, steps * train.gradient_accumulation_steps)
-    chosen = {"dtype": choices.dtype, "compile": choices.compile, "threads": choices.threads, "max_steps": STEPS}
+    train = train.model_copy(update={"max_steps": STEPS, "save_every": STEPS, "non_finite": "skip"})
+    why: tuple[str, ...] = ()
+    if train.compile == "auto":  # which depends on how long the planned run is, and not on this one
+        place = batches.state()
+        sample = tensors(next(batches), device)
+        batches.restore(place)
+        choices = choose(
+            model, OBJECTIVES[train.objective], sample, train, steps * train.gradient_accumulation_steps
+        )
+        why, fixed = (
+            choices.why,
+            {"dtype": choices.dtype, "compile": choices.compile, "threads": choices.threads},
+        )
+        train = train.model_copy(update=fixed)
     marks: list[tuple[float, int]] = []
 
     def enough(step: int, state: State) -> bool:
@@ -78,28 +91,22 @@ def here(config: Config, train: TrainSettings, batches: Batches, steps: int, see
         return step > LEAST and state.seconds > seconds
 
     with tempfile.TemporaryDirectory(prefix="langmill-", ignore_cleanup_errors=True) as scratch:
-        fit(
-            model,
-            batches,
-            causal,
-            train.model_copy(update=chosen | {"save_every": STEPS, "non_finite": "skip"}),
-            Path(scratch),
-            seed=seed,
-            hooks=[enough],
-            quiet=True,
+        folder = Path(scratch)
+        outcome = fit(
+            model, batches, OBJECTIVES[train.objective], train, folder, seed=seed, hooks=[enough], quiet=True
         )
-    taken = [b - a for (a, _), (b, _) in zip(marks, marks[1:], strict=False)]
+    taken = [b - a for (a, _), (b, _) in itertools.pairwise(marks)]
     return Cost(
         step_seconds=statistics.median(taken),
         step_tokens=marks[-1][1] / len(marks),
         peak_bytes=peak_bytes(device),
         base_bytes=base,
-        dtype=choices.dtype,
-        compile=choices.compile,
-        threads=choices.threads,
-        matmul_flops=choices.matmul_flops,
+        dtype=outcome.choices.dtype,
+        compile=outcome.choices.compile,
+        threads=outcome.choices.threads,
+        matmul_flops=outcome.choices.matmul_flops,
         spread=max(taken) / min(taken),
-        why=choices.why,
+        why=why or outcome.choices.why,
     )
 
 
@@ -124,7 +131,9 @@ def apart(
         check=False,
     )
     if done.returncode:
-        last = done.stderr.strip().splitlines()[-1:] or [f"it ended with code {done.returncode}, perhaps for want of memory"]
+        last = done.stderr.strip().splitlines()[-1:] or [
+            f"it ended with code {done.returncode}, perhaps for want of memory"
+        ]
         raise TrainingError(f"the calibration run failed: {last[0].partition('Error: ')[2] or last[0]}")
     answer = json.loads(done.stdout.strip().splitlines()[-1])
     return Cost(**answer | {"why": tuple(answer["why"])})
@@ -159,7 +168,7 @@ def _answer(request: Mapping[str, Any]) -> dict[str, Any]:
     batches: Batches = Random(config.vocab, rows, length, request["seed"])
     if request["shards"]:
         folder = Path(request["shards"])
-        shards = text.Shards.open(folder, verify=False)
+        shards = Shards.open(folder, verify=False)
         batches = text.corpus(Tokenizer.load(folder), shards, 0.0).batches(length, rows, request["seed"])
     return asdict(here(config, train, batches, request["steps"], request["seed"], request["seconds"]))
 

@@ -57,7 +57,9 @@ def render(page: Page) -> str:
         f'<span class="more">{escape(t.more)}</span></li>'
         for t in page.tiles
     )
-    notices = "".join(f'<p class="notice" role="note"><strong>Note.</strong> {escape(n)}</p>' for n in page.notices)
+    notices = "".join(
+        f'<p class="notice" role="note"><strong>Note.</strong> {escape(n)}</p>' for n in page.notices
+    )
     sections = "".join(
         f'<section aria-labelledby="part-{i}"><h2 id="part-{i}">{escape(heading)}</h2>{content}</section>'
         for i, (heading, content) in enumerate(page.sections)
@@ -86,7 +88,11 @@ def join(*parts: str) -> Html:
 
 
 def table(
-    caption: str, head: Sequence[str], rows: Iterable[Sequence[object]], numbers: int = 0, best: int | None = None
+    caption: str,
+    head: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    numbers: int = 0,
+    best: int | None = None,
 ) -> Html:
     """A table whose first column names the row. The last `numbers` columns are set right, row `best` bold."""
     first = len(head) - numbers
@@ -112,8 +118,8 @@ def samples(items: Iterable[Sample]) -> Html:
     """Prompts and what came of them; right-to-left text is set right to left."""
     return Html(
         "".join(
-            f'<p class="by">{escape(s.by)}</p><div class="sample {escape(s.style)}" dir="auto">'
-            f"<b>{escape(s.prompt)}</b>{escape(s.text)}</div>"
+            (f'<p class="by">{escape(s.by)}</p>' if s.by else "")
+            + f'<div class="sample {escape(s.style)}" dir="auto"><b>{escape(s.prompt)}</b>{escape(s.text)}</div>'
             for s in items
         )
     )
@@ -121,7 +127,9 @@ def samples(items: Iterable[Sample]) -> Html:
 
 def commands(items: Iterable[tuple[str, str]]) -> Html:
     """What to do next: a sentence and the command line for it."""
-    return Html("".join(f'<p>{escape(why)}</p><pre class="command">{escape(line)}</pre>' for why, line in items))
+    return Html(
+        "".join(f'<p>{escape(why)}</p><pre class="command">{escape(line)}</pre>' for why, line in items)
+    )
 
 
 def folded(title: str, content: str) -> Html:
@@ -140,13 +148,17 @@ def ledger(record: Mapping[str, Any]) -> Html:
     for reason, count in record["dropped"].items():
         rows.append((f"left out: {reason}", count["documents"], count["bytes"], "; ".join(count["examples"])))
     rows.append(("kept", record["kept"]["documents"], record["kept"]["bytes"], ""))
-    total = table("Every document is counted once: read = left out + kept", ("", "documents", "bytes", "where"), rows)
+    total = table(
+        "Every document is counted once: read = left out + kept", ("", "documents", "bytes", "where"), rows
+    )
     by_source = [
         (name, entry["read"]["documents"], entry["kept"]["documents"], entry["kept"]["bytes"])
         for name, entry in record["sources"].items()
     ]
     head = ("source", "read", "kept", "bytes kept")
-    return join(total, folded(f"By source ({len(by_source)})", table("Documents by source", head, by_source, 3)))
+    return join(
+        total, folded(f"By source ({len(by_source)})", table("Documents by source", head, by_source, 3))
+    )
 
 
 def loss_chart(models: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> Html:

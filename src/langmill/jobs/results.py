@@ -1,88 +1,54 @@
-"""What came of a pretraining run: the page, report.json, and the last lines on the terminal."""
+"""What the reports of training jobs have in common: who took part, how they compare, what was chosen."""
 
 from __future__ import annotations
 
 import shlex
-import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from langmill.common.files import atomic_write, write_json
 from langmill.common.metrics import Metrics, Report
-from langmill.common.settings import PretrainSettings
-from langmill.evaluate.loss import Scores
-from langmill.jobs.card import shape
+from langmill.evaluate.loss import Interval, Scores
 from langmill.jobs.charts import Bar, bar_chart
 from langmill.jobs.corpus import Corpus
-from langmill.jobs.heldout import Model, figures, prompts, samples, yardsticks
-from langmill.jobs.report import (
-    Html, Page, Tile, bytes_shown, commands, count_shown, folded, join, ledger, loss_chart, machine, render,
-    seconds_shown, shown, speed_chart, table, text,
-)  # fmt: skip
-from langmill.jobs.report import samples as shown_samples
-from langmill.jobs.report import settings as shown_settings
+from langmill.jobs.heldout import Model
+from langmill.jobs.report import Html, Page, Tile, bytes_shown, count_shown, join, ledger, render, table, text
 from langmill.model.count import parameters
 from langmill.train.loop import Outcome
 
 ENOUGH = 20  # tokens a parameter: Hoffmann et al. 2022, arXiv:2203.15556, table 3
 FEW = 5  # below this the report says that the text is too small for the model
+YARDSTICKS = (("xz", "xz", "s2"), ("gzip", "gzip -9", "s3"))
 
 
 @dataclass(frozen=True)
-class Result:
-    """A trained model with what was measured; `before` is the score of the --from model, `folder` the run's."""
+class Entrant:
+    """A trained model with what was measured. `folder` holds its metrics, `style` is its colour in charts."""
 
+    name: str
     model: Model
     outcome: Outcome
     scores: Scores | None
-    before: Scores | None
     folder: Path
+    style: str = "s0"
+
+    @property
+    def parameters(self) -> int:
+        return parameters(self.model.config)
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        return Metrics(self.folder).rows()
 
 
-def write_report(
-    settings: PretrainSettings, corpus: Corpus, result: Result, folder: Path, seconds: float, quiet: bool
-) -> Report:
-    """Write report.html and, last of all, report.json; hand back what the command prints."""
-    outcome, scores, before = result.outcome, result.scores, result.before
-    found: dict[str, Any] = {
-        "parameters": parameters(result.model.config),
-        "training_loss": outcome.loss,
-        "tokens_per_second": outcome.tokens_per_second,
-        "training_seconds": outcome.seconds,
-        "peak_bytes": outcome.peak_bytes,
-    }
-    if scores is not None:
-        chosen = corpus.held_out(scores.tokens)
-        found |= figures(scores) | {f"{k}_bits_per_byte": v for k, v in yardsticks(corpus, chosen).items()}
-    if before is not None:
-        found |= {f"before_{name}": value for name, value in figures(before).items()}
-    counts = {
-        "documents": corpus.shards.documents,
-        "held_out_documents": len(corpus.held),
-        "tokens": corpus.shards.tokens,
-        "bytes": corpus.shards.bytes,
-        "vocabulary": corpus.tokenizer.vocab_size,
-        "steps": outcome.steps,
-        "tokens_trained": outcome.tokens,
-        "skipped_steps": outcome.skipped,
-    }
-    notices = too_little(settings, corpus, found["parameters"], outcome)
-    page = _page(settings, corpus, result, found, notices, quiet)
-    atomic_write(folder / "report.html", render(page))
-    words = _words(settings, result, found, notices, folder)
-    extra = {"run": str(folder), "report": str(folder / "report.html"), "notices": notices, "ledger": corpus.shards.ledger}
-    saved = {"counts": counts, "figures": found, "text": words, "extra": extra, "seconds": seconds}
-    write_json(folder / "report.json", saved, "report", 1)
-    return Report(settings.out, counts, found, words, extra)
-
-
-def too_little(settings: PretrainSettings, corpus: Corpus, count: int, outcome: Outcome) -> list[str]:
-    """What to know about a run whose text, or time, is too small for its model, and the way out."""
-    ratio, unique = outcome.tokens / count, corpus.train_tokens / count
-    if settings.from_model or ratio >= FEW:
+def too_little(count: int, trained: int, unique: int) -> list[str]:
+    """What to know about a model of `count` parameters whose text, or time, was too small for it, and the way out."""
+    ratio = trained / count
+    if ratio >= FEW:
         return []
-    short = "text" if unique < FEW else "training"
+    short = "text" if unique < FEW * count else "training"
     return [
         f"The {short} is small for this model: it has seen {ratio:.2g} tokens for each parameter, and about {ENOUGH} "
         "make good use of one (Hoffmann et al. 2022). What it writes will look like the text without making much "
@@ -91,94 +57,82 @@ def too_little(settings: PretrainSettings, corpus: Corpus, count: int, outcome: 
     ]
 
 
-def _page(
-    settings: PretrainSettings, corpus: Corpus, result: Result, found: dict[str, Any], notices: list[str], quiet: bool
-) -> Page:
-    outcome, scores = result.outcome, result.scores
-    name = settings.out.name
-    rows = Metrics(result.folder).rows()
-    t = settings.train
-    epochs = outcome.tokens / corpus.train_tokens
-    summary = (
-        f"{shape(result.model.config)}: {count_shown(found['parameters'])} parameters"
-        f"{f', continued from {settings.from_model},' if settings.from_model else ''} read "
-        f"{count_shown(outcome.tokens)} tokens ({epochs:.2g} times the text) in {seconds_shown(outcome.seconds)}."
-    )
-    if scores is not None:
-        summary += f" It needs {scores.bits_per_byte:.3f} bits for each byte of text that it has never seen."
-    tiles = [
-        Tile("held-out bits per byte", "–" if scores is None else f"{scores.bits_per_byte:.3f}", _interval(scores)),
-        Tile("parameters", count_shown(found["parameters"]), f"vocabulary {corpus.tokenizer.vocab_size:,}"),
-        Tile("tokens read", count_shown(outcome.tokens), f"{outcome.steps:,} steps of {t.micro_batch_size} × {t.max_length}"),
-        Tile("speed", f"{outcome.tokens_per_second:,.0f}/s", f"tokens; {outcome.choices.threads} threads, {outcome.choices.dtype}"),
-    ]
-    written = samples(result.model, corpus.tokenizer, prompts(corpus, 4), name, "s0", settings.seed)
-    sections: list[tuple[str, Html]] = [
-        ("Held-out text", _scored(result, found, corpus)),
-        ("How it learned", join(loss_chart([("", rows)]), speed_chart([("", rows)]))),
-        ("What it writes", join(text("Each prompt is the beginning of a held-out document.", note=True), shown_samples(written))),
-        ("The text", join(ledger(corpus.shards.ledger), text(corpus.shards.manifest["encoder"], note=True))),
-        ("Measured choices", table("Measured once, kept for the whole run", ("choice",), [(why,) for why in outcome.choices.why])),
-        ("How to go on", commands(next_commands(settings))),
-        ("Settings", folded("All settings as resolved", shown_settings(settings.model_dump(mode="json", by_alias=True)))),
-    ]  # fmt: skip
-    kicker = f"langmill pretrain · {time.strftime('%d %B %Y')} · {machine()}"
-    return Page(f"{name}: what was trained, and how well", kicker, summary, tiles, notices, sections)
-
-
-def _interval(scores: Scores | None) -> str:
-    if scores is None or scores.bits_per_byte_interval is None:
-        return ""
-    low, high = scores.bits_per_byte_interval
-    return f"95 % interval {low:.3f} to {high:.3f}"
-
-
-def _scored(result: Result, found: dict[str, Any], corpus: Corpus) -> Html:
-    scores, before = result.scores, result.before
-    if scores is None:
-        return text("No document was held out, so nothing says how well the model predicts new text.")
-    models = [("this model", scores, "s0")] + ([("before", before, "s1")] if before is not None else [])
-    others = [(name, found[f"{name}_bits_per_byte"], f"s{i}") for i, name in enumerate(("xz", "gzip"), 2)]
-    bars = [Bar(name, s.bits_per_byte, s.bits_per_byte_interval, style) for name, s, style in models]
-    bars += [Bar(name, value, None, style) for name, value, style in others]
-    rows: list[tuple[object, ...]] = [
-        (name, f"{s.bits_per_byte:.3f}", _interval(s), f"{s.loss:.3f}", shown(s.perplexity)) for name, s, _ in models
-    ]
-    rows += [(name, f"{value:.3f}", None, None, None) for name, value, _ in others]
-    caption = (
-        f"{scores.documents:,} of {len(corpus.held):,} held-out documents, {bytes_shown(scores.bytes)}, each scored in its "
-        "own context; intervals by bootstrap over documents. The compressors see them as one stream."
-    )
-    head = ("", "bits per byte", "interval", "nats a token", "perplexity")
-    return join(bar_chart("Bits per byte: lower is better", bars, "bits per byte of held-out text"), table(caption, head, rows))
-
-
-def next_commands(settings: PretrainSettings) -> list[tuple[str, str]]:
-    """What to do with the model now."""
-    out = shlex.quote(settings.out.as_posix())
-    path = " ".join(map(shlex.quote, settings.path))
+def tiles(entrant: Entrant, corpus: Corpus) -> list[Tile]:
+    """The figures that a report begins with."""
+    scores, outcome, choices = entrant.scores, entrant.outcome, entrant.outcome.choices
+    score = "–" if scores is None else three(scores.bits_per_byte)
+    interval = "" if scores is None else between(scores.bits_per_byte_interval)
+    times = f"{outcome.tokens / corpus.train_tokens:.2g} times the text"
     return [
-        ("Write with it:", f'langmill generate {out} "Once upon a time" --temperature 0.7'),
-        ("Score it on other text:", f"langmill evaluate {out} --on FILE"),
-        ("Go on training it, on this or other text:", f"langmill pretrain {path} --from {out} --out {out}-2"),
+        Tile("held-out bits per byte", score, interval),
+        Tile("parameters", count_shown(entrant.parameters), f"vocabulary {corpus.tokenizer.vocab_size:,}"),
+        Tile("tokens read", count_shown(outcome.tokens), times),
+        Tile(
+            "speed",
+            f"{outcome.tokens_per_second:,.0f}/s",
+            f"tokens; {choices.threads} threads, {choices.dtype}",
+        ),
     ]
 
 
-def _words(
-    settings: PretrainSettings, result: Result, found: dict[str, Any], notices: list[str], folder: Path
-) -> str:
-    outcome, scores, before = result.outcome, result.scores, result.before
-    lines = [
-        f"{settings.out}: {shape(result.model.config)}, {count_shown(found['parameters'])} parameters",
-        f"trained on {count_shown(outcome.tokens)} tokens in {seconds_shown(outcome.seconds)} "
-        f"({outcome.tokens_per_second:,.0f} tokens/s), training loss {shown(outcome.loss)}",
-    ]
-    if scores is not None:
-        was = "" if before is None else f" (before: {before.bits_per_byte:.3f})"
-        lines.append(
-            f"held out: {scores.bits_per_byte:.3f} bits per byte{was}, {_interval(scores) or 'one document'}; "
-            f"xz {found['xz_bits_per_byte']:.3f}, gzip {found['gzip_bits_per_byte']:.3f}"
-        )
-    lines += [f"note: {notice}" for notice in notices]
-    lines += [f"report: {folder / 'report.html'}", f"next: {next_commands(settings)[0][1]}"]
-    return "\n".join(lines)
+def comparison(
+    scored: Sequence[tuple[str, str, int, Scores]], compressed: Mapping[str, float], corpus: Corpus
+) -> Html:
+    """Bits per byte of models (name, style, parameters, scores) and compressors, as a chart and a table."""
+    bars, rows = [], list[tuple[object, ...]]()
+    for name, style, count, s in scored:
+        bars.append(Bar(name, s.bits_per_byte, s.bits_per_byte_interval, style))
+        cells = (three(s.bits_per_byte), between(s.bits_per_byte_interval), three(s.loss))
+        rows.append((name, count, *cells))
+    for key, name, style in YARDSTICKS:
+        bars.append(Bar(name, compressed[key], None, style))
+        rows.append((name, None, three(compressed[key]), None, None))
+    first = scored[0][3]
+    caption = (
+        f"{first.documents:,} of {len(corpus.held):,} held-out documents, {bytes_shown(first.bytes)}, each scored "
+        "in its own context; 95 % intervals by bootstrap over documents. The compressors see the documents as one "
+        "stream, so they may learn from earlier ones."
+    )
+    best = min(range(len(bars)), key=lambda i: bars[i].value)
+    head = ("", "parameters", "bits per byte", "95 % interval", "nats a token")
+    chart = bar_chart("Bits per byte: lower is better", bars, "bits per byte of held-out text")
+    return join(chart, table(caption, head, rows, numbers=4, best=best))
+
+
+def text_section(corpus: Corpus) -> Html:
+    """The ledger, and how the text was encoded."""
+    manifest = corpus.shards.manifest
+    return join(ledger(corpus.shards.ledger), text(f"Encoded by {manifest['encoder']}.", note=True))
+
+
+def choices_section(entrants: Sequence[Entrant]) -> Html:
+    """What was measured on this machine and chosen."""
+    rows = [(e.name, why) for e in entrants for why in e.outcome.choices.why]
+    return table("Measured once at the start and kept for the whole run", ("model", "choice"), rows)
+
+
+def publish(
+    out: Path, folder: Path, page: Page, counts: Mapping[str, Any], figures: Mapping[str, Any], words: str,
+    extra: Mapping[str, Any], seconds: float,
+) -> Report:  # fmt: skip
+    """Write report.html and, last of all, report.json; hand back what the command prints."""
+    atomic_write(folder / "report.html", render(page))
+    extra = {"run": str(folder), "report": str(folder / "report.html"), **extra}
+    saved = {"counts": counts, "figures": figures, "text": words, "extra": extra, "seconds": seconds}
+    write_json(folder / "report.json", saved, "report", 1)
+    return Report(out, counts, figures, words, extra)
+
+
+def path_shown(path: Path | str) -> str:
+    """A path as it stands in a command line."""
+    return shlex.quote(path.as_posix() if isinstance(path, Path) else path)
+
+
+def three(value: float) -> str:
+    """Three digits behind the point."""
+    return f"{value:.3f}"
+
+
+def between(interval: Interval | None) -> str:
+    """A 95 % interval in words."""
+    return "" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"

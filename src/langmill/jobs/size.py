@@ -44,7 +44,9 @@ def target(size: str) -> int:
     except ValueError:
         count = 0
     if count < 10_000:
-        raise SettingsError(f'"{size}" is no size: give {", ".join(NAMED)} or a parameter count from 10k on, such as 10M')
+        raise SettingsError(
+            f'"{size}" is no size: give {", ".join(NAMED)} or a parameter count from 10k on, such as 10M'
+        )
     return count
 
 
@@ -58,7 +60,9 @@ def resolve(
     count = parameters(shape) if shape else target(model.size)
     length = train.max_length or (min(row_length(count), shape.length) if shape else row_length(count))
     if isinstance(shape, ModelConfig) and length > shape.length:
-        raise SettingsError(f"train.max_length is {length}; the model was made for {shape.length} tokens at most")
+        raise SettingsError(
+            f"train.max_length is {length}; the model was made for {shape.length} tokens at most"
+        )
     config = shape or config_for(model, vocab, length)
     width = config.hidden if isinstance(config, LSTMConfig) else config.decoder.dim
     chosen = {
@@ -109,7 +113,9 @@ def config_for(model: ModelSettings, vocab: int, length: int) -> ModelConfig | L
     tied = model.tied if model.tied is not None else count < TIED_BELOW
     best = min(_candidates(model, count, vocab, length, tied), key=lambda found: found[0], default=None)
     if best is None:
-        raise SettingsError("model.dim, model.heads and model.kv_heads do not fit together: heads must divide dim evenly")
+        raise SettingsError(
+            "model.dim, model.heads and model.kv_heads do not fit together: heads must divide dim evenly"
+        )
     config = best[1]
     if (model.dim is None or model.layers is None) and not 0.8 < parameters(config) / count < 1.25:
         raise _no_room(count, parameters(config), vocab)
@@ -134,7 +140,9 @@ def _candidates(
     for dim in [model.dim] if model.dim else widths:
         usual = _depth(dim)
         ideal = dim * (8 / 3 if gated else 4)
-        for layers in [model.layers] if model.layers else range(max(1, round(usual * 0.6)), round(usual * 1.7) + 2):
+        for layers in (
+            [model.layers] if model.layers else range(max(1, round(usual * 0.6)), round(usual * 1.7) + 2)
+        ):
             for hidden in _widths(model, count, vocab, dim, layers, ideal, tied):
                 config = _stack(model, dim, layers, hidden, vocab, length, tied)
                 if config is None:
@@ -203,7 +211,9 @@ def _lstm(model: ModelSettings, count: int, vocab: int, length: int) -> LSTMConf
     if model.dim or model.hidden:
         dim = model.dim or model.hidden or 0
         hidden = model.hidden or dim
-        return LSTMConfig(vocab, length, dim, hidden, layers, dim == hidden if model.tied is None else model.tied)
+        return LSTMConfig(
+            vocab, length, dim, hidden, layers, dim == hidden if model.tied is None else model.tied
+        )
     return lstm_of(count, vocab, length, layers, model.tied is not False)
 
 

@@ -44,7 +44,11 @@ def train(settings: TokenizerTrainSettings, *, quiet: bool = False) -> Report:
     source = corpus.files(settings.path, settings.data)
     tokenizer = corpus.train_tokenizer(source, wanted, settings.out, quiet)
     asked = settings.vocab_size
-    short = f" ({asked:,} were asked for: the text gives no more)" if asked and asked > tokenizer.vocab_size else ""
+    short = (
+        f" ({asked:,} were asked for: the text gives no more)"
+        if asked and asked > tokenizer.vocab_size
+        else ""
+    )
     return Report(
         settings.out,
         counts={"vocabulary": tokenizer.vocab_size},
@@ -66,7 +70,9 @@ def inspect(settings: TokenizerInspectSettings, *, quiet: bool = False) -> Repor
         "pad": tokenizer.pad_id,
     }
     lines = [
-        Text(f"{settings.tokenizer}: {tokenizer.vocab_size:,} entries, fingerprint {tokenizer.fingerprint[:12]}"),
+        Text(
+            f"{settings.tokenizer}: {tokenizer.vocab_size:,} entries, fingerprint {tokenizer.fingerprint[:12]}"
+        ),
         Text("  ".join(f"{name} {_named(tokenizer, id)}" for name, id in specials.items())),
         Text(f"stops generation: {', '.join(_named(tokenizer, id) for id in sorted(tokenizer.stop_ids))}"),
         Text("chat template: " + ("yes" if tokenizer.chat_template else "none")),
@@ -80,9 +86,17 @@ def inspect(settings: TokenizerInspectSettings, *, quiet: bool = False) -> Repor
         back = tokenizer.decode(ids, skip_specials=False)
         counts |= {"tokens": len(ids), "bytes": size}
         figures["bytes_per_token"] = size / max(1, len(ids))
-        extra |= {"ids": ids, "tokens": [tokenizer.token(id) for id in ids], "lossless": back == settings.text}
+        extra |= {
+            "ids": ids,
+            "tokens": [tokenizer.token(id) for id in ids],
+            "lossless": back == settings.text,
+        }
         lines += [Text(), coloured(tokenizer, ids), Text(" ".join(map(str, ids))), Text()]
-        lines.append(Text(f"{shown(len(ids))} tokens for {shown(size)} bytes: {figures['bytes_per_token']:.2f} bytes a token"))
+        lines.append(
+            Text(
+                f"{shown(len(ids))} tokens for {shown(size)} bytes: {figures['bytes_per_token']:.2f} bytes a token"
+            )
+        )
         if back != settings.text:
             lines.append(Text(f"this tokenizer loses something: decoded, the text is {back!r}"))
     return Report(counts=counts, figures=figures, text=_drawn(lines), extra=extra)

@@ -63,7 +63,9 @@ def render(
     except (Exhausted, OverflowError, RecursionError, MemoryError) as error:
         raise ModelError(f"the chat template was stopped: {error or type(error).__name__}") from None
     except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
-        raise DataError(f"the chat template fails on {_last(touched)}: {error or type(error).__name__}") from None
+        raise DataError(
+            f"the chat template fails on {_last(touched)}: {error or type(error).__name__}"
+        ) from None
     return "".join(parts)
 
 
@@ -81,7 +83,9 @@ def chat_ids(
     """
     template = tokenizer.chat_template
     if template is None:
-        raise ModelError("this model has no chat template: give it plain text, or a model that was tuned for chats")
+        raise ModelError(
+            "this model has no chat template: give it plain text, or a model that was tuned for chats"
+        )
     specials = tuple(sorted(token for id in tokenizer.special_ids if (token := tokenizer.token(id))))
     user = [_plain(m, f"message {i}") for i, m in enumerate(_checked(messages))]
     given = {name: _plain(value, name) for name, value in {"tools": tools, **variables}.items()}
@@ -103,7 +107,9 @@ def _encode(tokenizer: Tokenizer, text: str, specials: Sequence[str], marks: Map
     meaning = {form: plain for mark, plain in marks.items() for form in (mark, _as_json(mark))}
     written = re.compile(_any(meaning))
     parts = re.split(f"({_any(specials)})", text)
-    parts = [part if i % 2 else written.sub(lambda found: meaning[found[0]], part) for i, part in enumerate(parts)]
+    parts = [
+        part if i % 2 else written.sub(lambda found: meaning[found[0]], part) for i, part in enumerate(parts)
+    ]
     joined = "".join(parts)
     if re.split(f"({_any(specials)})", joined) == parts:  # no user spelt a control token: the usual case
         return tokenizer.encode_with_specials(joined)
@@ -128,10 +134,14 @@ def _guard(
         return lambda value, key: value
     stands = {plain: mark for mark, plain in marks}
     mark = stands.pop("")
-    fixed = {text.lower() for text in _compile(template)[1] if not re.search(_any(specials), text, re.IGNORECASE)}
+    fixed = {
+        text.lower() for text in _compile(template)[1] if not re.search(_any(specials), text, re.IGNORECASE)
+    }
     begins = {token[0] for token in specials}
     kept = {text for text in fixed if len(text) > 1 and text[0] in {letter.lower() for letter in begins}}
-    places = re.compile(f"(?=(?P<whole>{_any(specials)})|(?P<kept>{_any(kept)})|){_any(begins)}", re.IGNORECASE)
+    places = re.compile(
+        f"(?=(?P<whole>{_any(specials)})|(?P<kept>{_any(kept)})|){_any(begins)}", re.IGNORECASE
+    )
     tails = {token[cut:] for token in specials for cut in range(1, len(token))}
     heads = {token[:cut] for token in specials for cut in range(1, len(token))}
     longest = max(map(len, specials))
@@ -182,7 +192,9 @@ def _as_json(letter: str) -> str:
 
 def _any(texts: Iterable[str]) -> str:
     """A pattern for any of the texts, the longest first; one that never matches where there are none."""
-    return "(?:" + ("|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)) or "(?!)") + ")"
+    return (
+        "(?:" + ("|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)) or "(?!)") + ")"
+    )
 
 
 @functools.lru_cache(maxsize=16)
@@ -194,7 +206,9 @@ def _compile(template: str) -> tuple[Template, frozenset[str]]:
     try:
         return sandbox.from_string(template), sandbox.literals(template)
     except TemplateSyntaxError as error:
-        raise ModelError(f"the chat template is not valid Jinja, line {error.lineno}: {error.message}") from None
+        raise ModelError(
+            f"the chat template is not valid Jinja, line {error.lineno}: {error.message}"
+        ) from None
     except (RecursionError, MemoryError, SyntaxError, TemplateError, ValueError, TypeError) as error:
         raise ModelError(f"the chat template cannot be compiled: {error or type(error).__name__}") from None
 
@@ -205,7 +219,9 @@ def _checked(messages: Messages) -> Iterator[dict[str, Any]]:
         raise DataError("a chat is a list of at least one message, each with a role and a content")
     for index, message in enumerate(messages):
         if not isinstance(message, Mapping):
-            raise DataError(f"message {index} is {type(message).__name__}, not a mapping with a role and a content")
+            raise DataError(
+                f"message {index} is {type(message).__name__}, not a mapping with a role and a content"
+            )
         chosen = {key: value for key, value in message.items() if value is not None}
         if not isinstance(chosen.get("role"), str):
             raise DataError(f"message {index} has no role; it needs one such as user or assistant")
@@ -213,7 +229,9 @@ def _checked(messages: Messages) -> Iterator[dict[str, Any]]:
             kind = type(chosen["content"]).__name__
             raise DataError(f"the content of message {index} is {kind}, not text or a list of parts")
         reasoning = next((chosen[key] for key in _REASONING if key in chosen), None)
-        yield chosen if reasoning is None else {"thinking": reasoning, **chosen, "reasoning_content": reasoning}
+        yield (
+            chosen if reasoning is None else {"thinking": reasoning, **chosen, "reasoning_content": reasoning}
+        )
 
 
 def _plain(value: Any, where: str, depth: int = 0) -> Any:
@@ -230,7 +248,9 @@ def _plain(value: Any, where: str, depth: int = 0) -> Any:
         return [_plain(item, where, depth + 1) for item in value]
     if isinstance(value, str):
         return str.__str__(value)
-    raise DataError(f"{where} holds a {type(value).__name__}; text, numbers, lists and mappings are understood")
+    raise DataError(
+        f"{where} holds a {type(value).__name__}; text, numbers, lists and mappings are understood"
+    )
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -96,7 +96,9 @@ class Purse:
 
     def charge(self, value: Any) -> Any:
         """Pay for what an operation made."""
-        self.spend(len(value) if isinstance(value, str) else 8 * len(value) if isinstance(value, list | tuple) else 1)
+        self.spend(
+            len(value) if isinstance(value, str) else 8 * len(value) if isinstance(value, list | tuple) else 1
+        )
         return value
 
 
@@ -143,7 +145,9 @@ class _Meter(NodeTransformer):
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
         self.generic_visit(node)
-        return _filter(node, "paid look") if isinstance(node.arg, nodes.Slice) and node.ctx == "load" else node
+        return (
+            _filter(node, "paid look") if isinstance(node.arg, nodes.Slice) and node.ctx == "load" else node
+        )
 
 
 def _filter(node: nodes.Expr, name: str) -> nodes.Filter:
@@ -185,11 +189,20 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def __init__(self) -> None:
         super().__init__(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols], finalize=_print, cache_size=0
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=[_Generation, loopcontrols],
+            finalize=_print,
+            cache_size=0,
         )
         self.filters["tojson"] = _tojson
         self.filters = {name: _metered(name, function) for name, function in self.filters.items()}
-        self.filters |= {"paid step": _step, "paid walk": _walk, "paid look": _look, "paid joining": _concatenate}
+        self.filters |= {
+            "paid step": _step,
+            "paid walk": _walk,
+            "paid look": _look,
+            "paid joining": _concatenate,
+        }
         del self.globals["lipsum"]
         self.globals |= {
             "dict": _dict,
@@ -233,7 +246,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         purse = _purse(context)
         if isinstance(left, int) and isinstance(right, int) and operator in ("*", "**"):
-            bits = left.bit_length() * abs(right) if operator == "**" else left.bit_length() + right.bit_length()
+            bits = (
+                left.bit_length() * abs(right) if operator == "**" else left.bit_length() + right.bit_length()
+            )
             if bits > 4096:
                 raise Exhausted("the chat template computes with numbers without end")
         elif operator in ("*", "%") and any(isinstance(value, str | list | tuple) for value in (left, right)):
@@ -301,7 +316,9 @@ def _tojson(
 ) -> str:
     if (isinstance(indent, int) and indent > 64) or (isinstance(indent, str) and len(indent) > 64):
         raise Exhausted(f"the chat template indents JSON by {indent}")
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def _dict(*args: Any, **names: Any) -> dict[Any, Any]:

@@ -305,7 +305,9 @@ def _encode(backend: Backend, texts: list[str]) -> list[list[int]]:
                 text.encode("utf-8")
             except UnicodeEncodeError as error:
                 place = f"character {error.start}, U+{ord(text[error.start]):04X}"
-                raise DataError(f"a text holds half a surrogate pair ({place}): it is no valid text") from None
+                raise DataError(
+                    f"a text holds half a surrogate pair ({place}): it is no valid text"
+                ) from None
         raise
 
 

@@ -29,7 +29,7 @@ from langmill.common.progress import track
 from langmill.common.settings import TrainSettings
 from langmill.train import checkpoint
 from langmill.train.guard import Signals, explained, reproducible
-from langmill.train.measure import Choices, choose, peak_bytes, prepare, utilisation
+from langmill.train.measure import Choices, choose_and_prepare, peak_bytes, prepare, utilisation
 from langmill.train.objectives import Objective
 from langmill.train.optim import Optimizer
 from langmill.train.schedule import learning_rate
@@ -210,7 +210,7 @@ class _Run:
         else:
             with explained(1):
                 sample = tensors(self.sample, self.device)
-                self.choices, self.prepared = choose(
+                self.choices, self.prepared = choose_and_prepare(
                     self.model, self.objective, sample, self.settings, self.micro_batches
                 )
             write_json(path, {"identity": identity, "choices": asdict(self.choices)}, "choices", 1)

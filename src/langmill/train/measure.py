@@ -72,12 +72,18 @@ class _Trials:
 
 def choose(
     model: nn.Module, objective: Objective, batch: Tensors, settings: TrainSettings, micro_batches: int
-) -> tuple[Choices, Objective]:
-    """Decide by short trials on one batch, and return the objective made ready as chosen (see `prepare`).
+) -> Choices:
+    """Decide by short trials on one batch; the weights stay as they are, gradients are cleared.
 
-    micro_batches: how many the run will do, from which follows whether a compile is repaid. The weights
-    stay as they are, gradients are cleared.
+    micro_batches: how many the run will do, from which follows whether a compile is repaid.
     """
+    return choose_and_prepare(model, objective, batch, settings, micro_batches)[0]
+
+
+def choose_and_prepare(
+    model: nn.Module, objective: Objective, batch: Tensors, settings: TrainSettings, micro_batches: int
+) -> tuple[Choices, Objective]:
+    """`choose`, and the objective made ready as chosen: what a trial compiled is not compiled again."""
     threads = settings.threads or torch.get_num_threads()
     torch.set_num_threads(threads)
     trials = _Trials(model, objective, batch)
@@ -143,7 +149,7 @@ def prepare(objective: Objective, dtype: str, compiled: bool, device: torch.devi
 
     if not compiled:
         return run
-    return torch.compile(run, dynamic=False, isolate_recompiles=True)  # type: ignore[call-overload, no-any-return]  # its stub is older
+    return torch.compile(run, dynamic=False, isolate_recompiles=True)  # type: ignore[call-overload]  # its stub is older
 
 
 def race(runs: Sequence[Callable[[], object]], device: torch.device) -> list[float]:

@@ -38,6 +38,9 @@ def causal(model: nn.Module, batch: Tensors) -> tuple[Tensor, Tensor]:
     return loss, (targets_N != IGNORED).sum()
 
 
+OBJECTIVES: Mapping[str, Objective] = {"causal": causal}  # by the name that settings give
+
+
 def head_loss(h_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, bias_V: Tensor | None = None) -> Tensor:
     """Cross-entropy summed over scored targets (N,), from the last hidden states and the output matrix.
 

@@ -1,0 +1,38 @@
+from pathlib import Path
+
+import pytest
+
+from langmill.common.errors import ModelError, UsageError
+from langmill.common.settings import TokenizerInspectSettings, TokenizerTrainSettings
+from langmill.jobs.tokenizer import coloured, find, inspect, train
+
+TEXT = "The fox, 明月光 مرحبا 🙂\n"
+
+
+def test_train_then_inspect(texts: Path, tmp_path: Path) -> None:
+    made = TokenizerTrainSettings(path=[str(texts)], out=tmp_path / "tok", vocab_size=5000)
+    report = train(made, quiet=True)
+    assert report.counts["vocabulary"] < 5000 and "5,000 were asked for" in report.text
+    with pytest.raises(UsageError):
+        train(made, quiet=True)
+    shown = inspect(TokenizerInspectSettings(tokenizer=str(tmp_path / "tok"), text=TEXT))
+    assert shown.extra["lossless"] is True and shown.counts["bytes"] == len(TEXT.encode())
+    assert shown.figures["bytes_per_token"] == pytest.approx(len(TEXT.encode()) / shown.counts["tokens"])
+    assert "<|endoftext|> (0)" in shown.text and "明月光" in shown.text.replace(" ", "")
+    same = inspect(TokenizerInspectSettings(tokenizer=str(tmp_path / "tok" / "tokenizer.json")))
+    assert same.extra["fingerprint"] == shown.extra["fingerprint"] and "tokens" not in same.counts
+
+
+def test_colours_show_every_token_and_whole_characters(texts: Path, tmp_path: Path) -> None:
+    train(TokenizerTrainSettings(path=[str(texts)], out=tmp_path / "tok", vocab_size=300), quiet=True)
+    tokenizer = find(str(tmp_path / "tok"))
+    drawn = coloured(tokenizer, tokenizer.encode("a🙂b"))
+    assert drawn.plain == "a🙂⟨4⟩b" and len(drawn.spans) == 3
+    special = coloured(tokenizer, [tokenizer.boundary_id])
+    assert special.plain == "<|endoftext|>" and special.spans[0].style == "white on red"
+
+
+def test_what_is_no_tokenizer_says_so(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(ModelError, match=r"tokenizer\.json"):
+        find(str(tmp_path))
