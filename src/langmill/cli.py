@@ -33,7 +33,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Command:
-    """`langmill NAME POSITIONAL...` makes `settings` and calls `function` of `module` with them."""
+    """`langmill NAME POSITIONAL...` makes `settings` and calls `function` of `module` with them.
+
+    `preview` is the module whose `run` answers --dry-run; without one the settings are shown.
+    """
 
     name: str
     module: str
@@ -41,6 +44,7 @@ class Command:
     settings: str | None = None
     positional: tuple[str, ...] = ()
     function: str = "run"
+    preview: str | None = None
 
 
 COMMANDS = (
@@ -53,7 +57,10 @@ COMMANDS = (
         "tokenizer inspect", "jobs.tokenizer", "What a tokenizer holds, and what it makes of a text.",
         "TokenizerInspectSettings", ("tokenizer", "text"), "inspect",
     ),
-    Command("pretrain", "jobs.pretrain", "Text or shards to a model folder.", "PretrainSettings", ("path",)),
+    Command(
+        "pretrain", "jobs.pretrain", "Text or shards to a model folder.", "PretrainSettings", ("path",),
+        preview="jobs.preview",
+    ),
     Command("generate", "apps.generate", "A model writes on from a prompt.", "GenerateSettings", ("model", "prompt")),
     Command("evaluate", "jobs.evaluate", "Loss and bits per byte of a model.", "EvaluateSettings", ("model",)),
 )  # fmt: skip
@@ -131,9 +138,12 @@ def _parse(arguments: Sequence[str]) -> Call | int:
 
 def _execute(call: Call, as_json: bool) -> tuple[Report, float]:
     settings = read_settings(call)
+    module, name = call.row.module, call.row.function
     if call.dry_run:
-        return _shown(settings), 0.0
-    function = getattr(importlib.import_module(f"langmill.{call.row.module}"), call.row.function)
+        if call.row.preview is None:
+            return _shown(settings), 0.0
+        module, name = call.row.preview, "run"
+    function = getattr(importlib.import_module(f"langmill.{module}"), name)
     quiet = call.quiet or (as_json and call.row.name == "generate")  # nothing streams before the JSON object
     start = time.monotonic()
     report = function(settings, quiet=quiet) if settings else function(quiet=quiet)
@@ -314,7 +324,10 @@ def _command(row: Command) -> Callable[..., Call]:
         ] = False,
         quiet: Annotated[bool, typer.Option("--quiet", help="show no progress")] = False,
         dry_run: Annotated[
-            bool, typer.Option("--dry-run", help="print the settings of the run, and stop")
+            bool,
+            typer.Option(
+                "--dry-run", help="print the settings of the run (pretrain: and what it would do), and stop"
+            ),
         ] = False,
     ) -> Call:
         return Call(row, words or [], ctx.meta["langmill.verbatim"], config, seed, quiet, dry_run)

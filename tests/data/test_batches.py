@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from langmill.common.errors import CheckpointError, DataError, UsageError
 from langmill.data import batches as module
-from langmill.data.batches import Batch, Packed, pack, plain, shuffled
+from langmill.data.batches import Batch, Packed, pack, shuffled
 from langmill.data.shards import Shards, write_shards
 from langmill.text.document import Document
 from langmill.text.tokenizer import Tokenizer
@@ -71,6 +71,7 @@ def test_an_epoch_predicts_every_token_once_and_cuts_nothing_that_fits(
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_BLOCK_DOCUMENTS", block)
+        patch.setattr(module, "_BLOCK_ROWS", 0)
         found = epoch(packed(shards, indices, length, seed=seed))
     wanted: Counter[tuple[tuple[int, ...], tuple[int, ...]]] = Counter()
     for index in indices:
@@ -87,6 +88,7 @@ def test_a_restored_stream_goes_on_as_if_never_stopped(
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_BLOCK_DOCUMENTS", 40)
+        patch.setattr(module, "_BLOCK_ROWS", 0)
         indices = list(range(0, 200, 2))
         whole = packed(shards, indices, length + 4, rows, seed=seed)
         for _ in range(before):
@@ -151,32 +153,6 @@ def test_rows_hold_every_item_once_and_never_too_much(lengths: list[int]) -> Non
     sums = sorted(sum(lengths[item] for item in row) for row in rows)
     assert not sums or sums[-1] <= 50
     assert len(sums) < 2 or sums[0] + sums[1] > 50  # no two rows would fit into one
-
-
-@given(
-    indices=st.lists(st.integers(0, 208), min_size=1, max_size=40, unique=True),
-    length=st.integers(1, 40), rows=st.integers(1, 5), block=st.integers(1, 20),
-)  # fmt: skip
-def test_plain_scores_every_text_token_once(
-    shards: Shards, indices: list[int], length: int, rows: int, block: int
-) -> None:
-    scored: dict[int, list[int]] = {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_BLOCK_DOCUMENTS", block)
-        for batch, owners_BT in plain(shards, np.array(indices), START, END, PAD, length, rows):
-            assert ((owners_BT >= 0) == (batch.targets_BT >= 0)).all() and batch.tokens_BT.shape == (
-                rows,
-                length,
-            )
-            assert set(batch.sources) == set(owners_BT[owners_BT >= 0])
-            list(pieces(batch))
-            for owner, target in zip(
-                owners_BT.ravel().tolist(), batch.targets_BT.ravel().tolist(), strict=True
-            ):
-                if owner >= 0:
-                    scored.setdefault(owner, []).append(target)
-    wanted = {index: Counter(shards.tokens_of(index).tolist()) for index in indices}
-    assert {owner: Counter(targets) for owner, targets in scored.items()} == wanted
 
 
 def test_refusals(shards: Shards, tmp_path: Path) -> None:

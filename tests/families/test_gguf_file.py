@@ -106,7 +106,7 @@ HOSTILE = {
     "offset beyond": (raw(info("t", offset=1 << 60), tensors=1), "(cut off?)"),
     "unaligned": (raw(info("t", offset=8), tensors=1), "not a multiple of the alignment 32"),
     "tensor twice": (raw(info("t"), info("t", offset=32), tensors=2), "tensor t occurs twice"),
-    "overlap": (raw(info("t", (16,)), info("u", offset=32), tensors=2), "u at byte 128 overlaps tensor t, which ends at 160"),
+    "overlap": (raw(info("t", (16,)), info("u", offset=32), tensors=2), "u at byte 128 overlaps tensor t"),
     "data cut off": (raw(info("t"), tensors=1, data=8), "tensor t ends at byte"),
     "no architecture": (raw(), "general.architecture is None; supported are llama, qwen2, qwen3, gpt2"),
     "another one": (raw(entry("general.architecture", 8, text("mamba")), entries=1), "'mamba'; supported are llama"),

@@ -35,15 +35,10 @@ METADATA: dict[str, Any] = {
 
 
 def test_special_ids_follow_the_file(tmp_path: Path) -> None:
-    path = write(
-        tmp_path / "model.gguf", "llama", reference(MODELS["llama"][1]), **{"tokenizer.ggml.pre": "llama-bpe"}
-    )
-    ours = build(read(path).metadata, path)
-    assert ours is not None and (ours.bos_id, ours.eos_id, ours.pad_id) == (
-        258,
-        258,
-        None,
-    )  # pad = eos is no pad
+    metadata, path = METADATA | {"tokenizer.ggml.pre": "llama-bpe"}, Path("x.gguf")
+    ours = build(metadata, path)
+    assert ours is not None and (ours.bos_id, ours.eos_id) == (258, 258)
+    assert ours.pad_id is None  # a pad that is the eos is none
     assert ours.stop_ids == {258, 259} and ours.special_ids == {258, 259}
     assert ours.encode("hel<|im_end|>")[:1] == [257] and 259 not in ours.encode("hel<|im_end|>")
     assert ours.encode_with_specials("hel<|im_end|><think>") == [257, 259, 260]

@@ -11,7 +11,7 @@ B rows, T predictions in a row.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,8 @@ from langmill.data.shards import Shards
 
 Ints = NDArray[np.int64]
 IGNORED = -100
-_BLOCK_TOKENS, _BLOCK_DOCUMENTS = 1 << 22, 8192  # packed together: enough to fill rows, quick to pack
+# Packed together: quick to pack, and at least so many rows that a last one half full is no matter.
+_BLOCK_TOKENS, _BLOCK_DOCUMENTS, _BLOCK_ROWS = 1 << 22, 8192, 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ def pack(lengths: Ints, capacity: int) -> list[list[int]]:
     return rows
 
 
-def _packed(documents: Ints, predictions: Ints, length: int, order: np.random.Generator | None) -> _Pieces:
+def _packed(documents: Ints, predictions: Ints, length: int, order: np.random.Generator) -> _Pieces:
     """Cut documents into pieces of at most `length` predictions, pack them, and shuffle the rows."""
     counts = -(-predictions // length)
     owner = np.repeat(np.arange(len(documents)), counts)
@@ -88,10 +89,7 @@ def _packed(documents: Ints, predictions: Ints, length: int, order: np.random.Ge
     full = np.flatnonzero(sizes == length)
     rest = np.flatnonzero(sizes < length)
     rows = [[item] for item in full.tolist()] + [rest[row].tolist() for row in pack(sizes[rest], length)]
-    if order is None:
-        rows.sort(key=min)
-    else:
-        rows = [rows[i] for i in order.permutation(len(rows))]
+    rows = [rows[i] for i in order.permutation(len(rows))]
     items = np.array([item for row in rows for item in row], dtype=np.int64)
     bounds = np.cumsum([0, *map(len, rows)])
     return _Pieces(documents[owner[items]], nth[items] * length, sizes[items], bounds)
@@ -156,7 +154,8 @@ class Packed:
         self._rank, self._world = rank, world
         self.tokens_per_epoch = _predictions(shards, indices)
         mean = max(1, self.tokens_per_epoch // len(indices))
-        self._block_documents = int(np.clip(_BLOCK_TOKENS // mean, 1, _BLOCK_DOCUMENTS))
+        usual = min(_BLOCK_TOKENS // mean, _BLOCK_DOCUMENTS)
+        self._block_documents = max(1, usual, _BLOCK_ROWS * length // mean)
         self._blocks = -(-len(indices) // self._block_documents)
         self.epoch = self._block = self._row = 0
         self._pieces = self._pack()
@@ -186,7 +185,7 @@ class Packed:
             if row in mine:
                 taken.append((self._pieces, self._row))
             self._row += 1
-        return self._filler.fill(taken, self._rows)[0]
+        return self._filler.fill(taken, self._rows)
 
     def _advance(self) -> None:
         self._block, self._row = self._block + 1, 0
@@ -220,35 +219,6 @@ class Packed:
         self._pieces = self._pack()
 
 
-def plain(
-    shards: Shards,
-    indices: Ints,
-    start_id: int,
-    boundary_id: int,
-    pad_id: int | None,
-    length: int,
-    rows: int,
-) -> Iterator[tuple[Batch, Ints]]:
-    """One pass over `indices` in their order, for evaluation: each text token is scored once, no boundary.
-
-    Yields a batch and owners_BT, the number of the document that each target belongs to (-1 where there
-    is none), for sums by document. The last batch is filled up with empty rows.
-    """
-    filler = _Filler(shards, start_id, boundary_id, pad_id, length)
-    mean = max(1, _predictions(shards, indices) // max(1, len(indices)))
-    block = int(np.clip(_BLOCK_TOKENS // mean, 1, _BLOCK_DOCUMENTS))
-    waiting: list[tuple[_Pieces, int]] = []
-    for first in range(0, len(indices), block):
-        chosen = np.asarray(indices[first : first + block])
-        pieces = _packed(chosen, shards.lengths(chosen), length, None)
-        waiting += [(pieces, row) for row in range(len(pieces.rows) - 1)]
-        while len(waiting) >= rows:
-            yield filler.fill(waiting[:rows], rows)
-            del waiting[:rows]
-    if waiting:
-        yield filler.fill(waiting, rows)
-
-
 def _predictions(shards: Shards, indices: Ints) -> int:
     """Tokens and boundaries of all documents, summed in pieces that fit the cache."""
     step = 1 << 20
@@ -271,13 +241,12 @@ class _Filler:
         self.start_id, self.boundary_id = start_id, boundary_id
         self.pad_id = boundary_id if pad_id is None else pad_id  # masked in any case
 
-    def fill(self, taken: list[tuple[_Pieces, int]], rows: int) -> tuple[Batch, Ints]:
+    def fill(self, taken: list[tuple[_Pieces, int]], rows: int) -> Batch:
         shape = (rows, self.length)
         tokens_BT = np.full(shape, self.pad_id, dtype=np.int64)
         targets_BT = np.full(shape, IGNORED, dtype=np.int64)
         documents_BT = np.zeros(shape, dtype=np.int32)
         positions_BT = np.zeros(shape, dtype=np.int64)
-        owners_BT = np.full(shape, -1, dtype=np.int64)
         sources: dict[int, None] = {}
         count = np.arange(self.length)
         for row, (pieces, which) in enumerate(taken):
@@ -288,10 +257,9 @@ class _Filler:
                 self._copy(document, int(pieces.first[piece]), size, tokens_BT[cells], targets_BT[cells])
                 documents_BT[cells] = segment
                 positions_BT[cells] = count[:size]
-                owners_BT[cells] = document
                 sources[document] = None
                 at += size
-        return Batch(tokens_BT, targets_BT, documents_BT, positions_BT, tuple(sources)), owners_BT
+        return Batch(tokens_BT, targets_BT, documents_BT, positions_BT, tuple(sources))
 
     def _copy(self, document: int, first: int, size: int, inputs: Ints, targets: Ints) -> None:
         """Predictions `first` to `first + size` of [start, tokens..., boundary]."""

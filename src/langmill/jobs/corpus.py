@@ -81,6 +81,20 @@ def fixed(documents: Sequence[Document]) -> Source:
     return source
 
 
+def first(source: Source, most_bytes: int) -> Source:
+    """The documents of `source` up to the one that reaches `most_bytes` of text."""
+
+    def limited(ledger: Ledger) -> Iterator[Document]:
+        size = 0
+        for document in source(ledger):
+            yield document
+            size += len(document.text.encode("utf-8"))
+            if size >= most_bytes:
+                return
+
+    return limited
+
+
 def shards_among(paths: Sequence[str]) -> Path | None:
     """The prepared shards that `paths` names, if that is what it names; UsageError for a mixture."""
     found = [Path(path) for path in paths if (Path(path) / "shards.json").is_file()]

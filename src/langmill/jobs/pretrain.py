@@ -31,7 +31,7 @@ from langmill.infer.ready import find_device
 from langmill.jobs import corpus as text
 from langmill.jobs import memory
 from langmill.jobs.card import Text, card, lineage
-from langmill.jobs.corpus import Corpus
+from langmill.jobs.corpus import Corpus, Source
 from langmill.jobs.heldout import Model, measure, restore, stored, validation
 from langmill.jobs.pretrain_report import write_report
 from langmill.jobs.results import Entrant
@@ -141,23 +141,27 @@ def _value(settings: Settings, path: tuple[str, ...]) -> Any:
     return value
 
 
-def prepare(settings: PretrainSettings, folder: Path, quiet: bool) -> Prepared:
-    """Tokenizer, shards, shape and weights, in this order; what an earlier start of this run made is reused."""
+def prepare(settings: PretrainSettings, folder: Path, quiet: bool, most_bytes: int | None = None) -> Prepared:
+    """Tokenizer, shards, shape and weights, in this order; what an earlier start of this run made is reused.
+
+    most_bytes: look at this much of the text only.
+    """
     model: Model | None = None
+    source = text.files(settings.path, settings.data)
+    source = text.first(source, most_bytes) if most_bytes else source
     if settings.from_model:
         if given := settings.model.model_fields_set:
             raise UsageError(f"--from brings its own shape: leave model.{min(given)} out")
         model, tokenizer = load(settings.from_model)
     else:
         tokenizer = None
-    tokenizer = _tokenizer(settings, tokenizer, folder, quiet)
+    tokenizer = _tokenizer(settings, tokenizer, source, folder, quiet)
     if model is not None:
         check_match(model.config, tokenizer, settings.from_model)
     made = text.shards_among(settings.path)
     if made:
         shards = Shards.open(made, expected=tokenizer.fingerprint)
     else:
-        source = text.files(settings.path, settings.data)
         shards = text.make_shards(
             source, tokenizer, folder / "shards", settings.data, folder / "errors.jsonl", quiet
         )
@@ -179,7 +183,9 @@ def fresh(config: Config, seed: int) -> Model:
     return model
 
 
-def _tokenizer(settings: PretrainSettings, brought: Tokenizer | None, folder: Path, quiet: bool) -> Tokenizer:
+def _tokenizer(
+    settings: PretrainSettings, brought: Tokenizer | None, source: Source, folder: Path, quiet: bool
+) -> Tokenizer:
     """The model's own, the one named, the one beside the shards, or one trained here."""
     path = settings.tokenizer.path
     if brought is not None and path:
@@ -195,7 +201,6 @@ def _tokenizer(settings: PretrainSettings, brought: Tokenizer | None, folder: Pa
     if made := text.shards_among(settings.path):
         return text.tokenizer_of(made)
     most = largest_vocabulary(target(settings.model.size))
-    source = text.files(settings.path, settings.data)
     return text.train_tokenizer(source, settings.tokenizer, folder / "tokenizer", quiet, most)
 
 

@@ -7,7 +7,6 @@ that the whole command keeps to its time.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from langmill.common.settings import ModelSettings, QuickstartSettings, Tokenize
 from langmill.data.pipeline import Ledger
 from langmill.infer.ready import find_device
 from langmill.jobs import corpus as text
-from langmill.jobs.corpus import Corpus, Source
+from langmill.jobs.corpus import Corpus
 from langmill.jobs.heldout import measure, validation
 from langmill.jobs.manual import manual
 from langmill.jobs.pretrain import Config, export, fresh
@@ -29,7 +28,6 @@ from langmill.jobs.quickstart_report import write_report
 from langmill.jobs.results import Entrant
 from langmill.jobs.size import lstm_of, resolve
 from langmill.model.count import parameters
-from langmill.text.document import Document
 from langmill.train.loop import fit
 from langmill.train.objectives import causal
 
@@ -76,7 +74,7 @@ def read(settings: QuickstartSettings, folder: Path, quiet: bool) -> tuple[Corpu
     notes: list[str] = []
     data = settings.data
     if settings.text:
-        source, size = _first(text.files(settings.text, data)), 0
+        source, size = text.first(text.files(settings.text, data), MOST_BYTES), 0
         with track("reading", unit="B", quiet=quiet) as progress:
             for document in source(Ledger()):
                 size += len(document.text.encode("utf-8"))
@@ -86,7 +84,7 @@ def read(settings: QuickstartSettings, folder: Path, quiet: bool) -> tuple[Corpu
                 f"Only the first {MOST_BYTES // 10**6} MB of your text were used; langmill pretrain takes all of it."
             )
         data = data.model_copy(update={"section_bytes": max(256, min(data.section_bytes, size // SECTIONS))})
-        source = _first(text.files(settings.text, data))
+        source = text.first(text.files(settings.text, data), MOST_BYTES)
     else:
         with track("reading the Python manual", unit="pages", quiet=quiet) as progress:
             found = manual()
@@ -101,20 +99,6 @@ def read(settings: QuickstartSettings, folder: Path, quiet: bool) -> tuple[Corpu
     )
     shards = text.make_shards(source, tokenizer, folder / "shards", data, folder / "errors.jsonl", quiet)
     return text.corpus(tokenizer, shards, holdout), notes
-
-
-def _first(source: Source) -> Source:
-    """The documents of `source` up to MOST_BYTES."""
-
-    def limited(ledger: Ledger) -> Iterator[Document]:
-        sizes = 0
-        for document in source(ledger):
-            yield document
-            sizes += len(document.text.encode("utf-8"))
-            if sizes >= MOST_BYTES:
-                return
-
-    return limited
 
 
 @dataclass(frozen=True)
