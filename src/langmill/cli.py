@@ -325,9 +325,7 @@ def _command(row: Command) -> Callable[..., Call]:
         quiet: Annotated[bool, typer.Option("--quiet", help="show no progress")] = False,
         dry_run: Annotated[
             bool,
-            typer.Option(
-                "--dry-run", help="print the settings of the run (pretrain: and what it would do), and stop"
-            ),
+            typer.Option("--dry-run", help="print the settings (pretrain: and the plan), and stop"),
         ] = False,
     ) -> Call:
         return Call(row, words or [], ctx.meta["langmill.verbatim"], config, seed, quiet, dry_run)
