@@ -48,9 +48,10 @@ from langmill.train.objectives import OBJECTIVES
 Config = ModelConfig | LSTMConfig
 FREE = frozenset({"resume", "force", "out", "track", "train.save_every", "train.eval_every", "train.keep_last",
                   "train.log_every", "train.non_finite", "train.device"})  # fmt: skip
-VALIDATION_SHARE = 100  # each of the ten validations scores at most this fraction of the tokens trained on
-SCORED_SHARE = 10  # and the final score this one
-SCORED_LEAST = 200_000  # but this many tokens anyway, if there are as many
+# Held-out tokens to score, as a share of those to train on, so that scoring stays small beside training: for each of
+# the ten validations, and at the end, where an interval is wanted.
+VALIDATION_SHARE, VALIDATION_LEAST = 1 / 200, 2_000
+SCORED_SHARE, SCORED_LEAST, SCORED_MOST = 1 / 10, 50_000, 5_000_000
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,14 @@ class Prepared:
     corpus: Corpus
     model: Model
     device: torch.device
+
+    @property
+    def planned_tokens(self) -> int:
+        """About the tokens that the run will train on."""
+        t = self.settings.train
+        if t.max_steps is None:
+            return round((t.num_train_epochs or 1) * self.corpus.train_tokens)
+        return t.max_steps * t.gradient_accumulation_steps * (t.micro_batch_size or 1) * (t.max_length or 1)
 
 
 def run(settings: PretrainSettings, *, quiet: bool = False) -> Report:
@@ -208,7 +217,8 @@ def train(ready: Prepared, folder: Path, quiet: bool) -> Outcome:
     """Fit the model in place, or finish what an earlier start began."""
     settings, corpus, t = ready.settings, ready.corpus, ready.settings.train
     assert t.max_length and t.micro_batch_size
-    few = corpus.held_out(max(2000, corpus.train_tokens // VALIDATION_SHARE)) if len(corpus.held) else None
+    most = max(VALIDATION_LEAST, int(VALIDATION_SHARE * ready.planned_tokens))
+    few = corpus.held_out(most) if len(corpus.held) else None
     return fit(
         ready.model,
         corpus.batches(t.max_length, t.micro_batch_size, settings.seed),
@@ -228,7 +238,7 @@ def _score(ready: Prepared, quiet: bool) -> Scores | None:
     corpus, length = ready.corpus, ready.settings.train.max_length
     if not len(corpus.held) or length is None:
         return None
-    chosen = corpus.held_out(max(SCORED_LEAST, corpus.train_tokens // SCORED_SHARE))
+    chosen = corpus.held_out(min(SCORED_MOST, max(SCORED_LEAST, int(SCORED_SHARE * ready.planned_tokens))))
     return measure(ready.model, corpus, chosen, length, ready.settings.seed, quiet)
 
 
