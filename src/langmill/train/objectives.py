@@ -44,12 +44,12 @@ OBJECTIVES: Mapping[str, Objective] = {"causal": causal}  # by the name that set
 def head_loss(h_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, bias_V: Tensor | None = None) -> Tensor:
     """Cross-entropy summed over scored targets (N,), from the last hidden states and the output matrix.
 
-    Peak memory is that of CHUNK · V scores, or of N · V up to WHOLE of them: for 4096 x 576 and 49,152 words
-    0.3 GB in float32 instead of 2.3. Measured on CPU, 4096 x 384 and 8192 words: in float32 torch's chunked
-    kernel takes 0.75 to 0.8 of the plain time (its own choice of chunk, 128, takes longer than 1024, which does
-    as well as 2048). In mixed precision that kernel works in float32, or else sums losses in bfloat16, so there
-    the scores are made whole; where they are too many, in chunks that the backward pass makes again, for 1.03
-    to 1.07 of a step's time.
+    Peak memory is that of CHUNK · V scores, or of N · V up to WHOLE of them: 0.3 GB in float32 instead of
+    2.3 for 4096 x 576 and 49,152 words. Measured on CPU, 4096 x 384 and 8192 words: in float32 torch's
+    chunked kernel takes 0.75 to 0.8 of the plain time (its own choice of chunk, 128, takes longer than 1024,
+    which does as well as 2048). In mixed precision that kernel works in float32, or else sums losses in
+    bfloat16, so there the scores are made whole; where they are too many, in chunks that the backward pass
+    makes again, for 1.03 to 1.07 of a step's time.
     """
 
     def plain(
