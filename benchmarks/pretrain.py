@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import transformers
+from _figures import spread
 
 from langmill.model.config import Head, ModelConfig, StackConfig, Tokens
 from langmill.model.count import parameters, training_flops
@@ -58,8 +59,8 @@ def main() -> None:
     flops, machine = training_flops(config, length), max(products)
     report: dict[str, Any] = {
         "parameters": parameters(config),
-        "product_gflops": spread([p / 1e9 for p in products]),
-        "tokens_per_second": {name: spread(values) for name, values in rates.items()},
+        "product_gflops": spread([p / 1e9 for p in products], 3),
+        "tokens_per_second": {name: spread(values, 3) for name, values in rates.items()},
         "share_of_products": {
             name: round(statistics.median(values) * flops / machine, 3) for name, values in rates.items()
         },
@@ -67,9 +68,9 @@ def main() -> None:
     for mode in ("eager", "compiled"):
         mine = rates["langmill_compiled"]
         ratios = [a / b for a, b in zip(mine, rates[f"transformers_{mode}"], strict=True)]
-        report[f"compiled_over_transformers_{mode}"] = spread(ratios)
+        report[f"compiled_over_transformers_{mode}"] = spread(ratios, 3)
     eager = zip(rates["langmill_eager"], rates["transformers_eager"], strict=True)
-    report["eager_over_transformers_eager"] = spread([a / b for a, b in eager])
+    report["eager_over_transformers_eager"] = spread([a / b for a, b in eager], 3)
     print(json.dumps(report))
 
 
@@ -141,14 +142,6 @@ def product_rate(tokens: int, dim: int, hidden: int, device: torch.device, dtype
         F.linear(x, w).sum().item()
         best = min(best, time.perf_counter() - began)
     return 2 * tokens * dim * hidden / best
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    return {
-        "min": round(min(values), 3),
-        "median": round(statistics.median(values), 3),
-        "max": round(max(values), 3),
-    }
 
 
 if __name__ == "__main__":

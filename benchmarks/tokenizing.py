@@ -15,13 +15,13 @@ import copy
 import json
 import random
 import shutil
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from _figures import spread
 from tokenizers import Tokenizer as Backend
 
 from langmill.common.settings import DataSettings
@@ -131,21 +131,13 @@ def main() -> None:
             "tokens": shards.tokens,
             "same_ids": same_ids(sides["tokenizers"], shards),
             "megabytes_per_second": {
-                name: spread([megabytes / t for t in times]) for name, times in seconds.items()
+                name: spread([megabytes / t for t in times], 2) for name, times in seconds.items()
             },
-            "ratio": spread(ratios),
+            "ratio": spread(ratios, 2),
         }
     print(json.dumps(result))
     if not result["same_ids"]:
         raise SystemExit("the ids differ")
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    return {
-        "min": round(min(values), 2),
-        "median": round(statistics.median(values), 2),
-        "max": round(max(values), 2),
-    }
 
 
 if __name__ == "__main__":

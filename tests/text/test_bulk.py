@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from langmill.common.errors import DataError
 from langmill.text import bulk
-from langmill.text.bulk import bulk_name, encode_bulk
 from langmill.text.tokenizer import Tokenizer
 
 TEXTS = [
@@ -27,14 +26,14 @@ BPE = Tokenizer.train(TEXTS * 3, 400)
 
 
 def rows(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
-    ids, offsets = encode_bulk(tokenizer, texts)
+    ids, offsets = tokenizer.bulk.encode([text.encode("utf-8") for text in texts])
     assert ids.dtype == np.uint32 and offsets.dtype == np.int64 and len(offsets) == len(texts) + 1
     return [ids[a:b].tolist() for a, b in itertools.pairwise(offsets)]
 
 
 @given(st.lists(st.text() | st.text("a s'S<|endoftext|>你😀\r\n\u0301\x001"), max_size=6))
 def test_the_fast_encoder_gives_the_same_ids(texts: list[str]) -> None:
-    assert bulk_name(BPE) == "gigatoken"
+    assert BPE.bulk.name == "gigatoken"
     assert rows(BPE, texts) == [BPE.encode(text) for text in texts]
 
 
@@ -42,14 +41,14 @@ def test_the_fast_encoder_gives_the_same_ids(texts: list[str]) -> None:
 def test_a_kind_that_it_cannot_read_falls_back_and_says_so(kind: str) -> None:
     tokenizer = Tokenizer.train(TEXTS, 600, kind)
     assert rows(tokenizer, TEXTS) == tokenizer.encode_batch(TEXTS)
-    assert bulk_name(tokenizer) == "tokenizers" and "cannot read this tokenizer" in tokenizer.bulk.note
+    assert tokenizer.bulk.name == "tokenizers" and "cannot read this tokenizer" in tokenizer.bulk.note
 
 
 def test_without_the_package_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gigatoken", None)
     tokenizer = Tokenizer.train(TEXTS, 400)
     assert rows(tokenizer, TEXTS) == [tokenizer.encode(text) for text in TEXTS]
-    assert bulk_name(tokenizer) == "tokenizers" and 'pip install "langmill[data]"' in tokenizer.bulk.note
+    assert tokenizer.bulk.name == "tokenizers" and 'pip install "langmill[data]"' in tokenizer.bulk.note
 
 
 def test_an_encoder_that_differs_on_the_first_texts_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,9 +60,9 @@ def test_an_encoder_that_differs_on_the_first_texts_is_given_up(monkeypatch: pyt
 
     monkeypatch.setattr(bulk, "_flat", wrong)
     tokenizer = Tokenizer.train(TEXTS, 400)
-    assert bulk_name(tokenizer) == "gigatoken"
+    assert tokenizer.bulk.name == "gigatoken"
     assert rows(tokenizer, ["hello"]) == [tokenizer.encode("hello")]
-    assert bulk_name(tokenizer) == "tokenizers" and "gives other ids" in tokenizer.bulk.note
+    assert tokenizer.bulk.name == "tokenizers" and "gives other ids" in tokenizer.bulk.note
 
 
 def test_bytes_that_are_no_text_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

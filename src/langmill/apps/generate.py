@@ -13,12 +13,11 @@ from langmill.common.errors import DataError, ModelError, UsageError
 from langmill.common.metrics import Report
 from langmill.common.progress import track
 from langmill.common.settings import GenerateSettings
+from langmill.families.folder import Model
 from langmill.infer.generate import Piece, generate_pieces, room
 from langmill.infer.ready import ready
 from langmill.infer.sampling import Sampling, streams
 from langmill.model.config import ModelConfig
-from langmill.model.recurrent import LSTM
-from langmill.model.transformer import Transformer
 from langmill.text.chat import chat_ids
 from langmill.text.tokenizer import Tokenizer
 
@@ -115,7 +114,7 @@ def _prompt_ids(tokenizer: Tokenizer, prompt: str, settings: GenerateSettings) -
 
 
 def _pieces(
-    model: Transformer | LSTM, tokenizer: Tokenizer, ids: Sequence[Sequence[int]], sampling: Sampling
+    model: Model, tokenizer: Tokenizer, ids: Sequence[Sequence[int]], sampling: Sampling
 ) -> Iterator[Piece]:
     """Pieces of all prompts, `row` counting the prompts as given, in batches of like length."""
     numbers = streams(sampling.seed, ids)
@@ -128,7 +127,7 @@ def _pieces(
             yield from (piece._replace(row=batch[piece.row]) for piece in step)
 
 
-def _fitting(model: Transformer | LSTM, tokens: int) -> int:
+def _fitting(model: Model, tokens: int) -> int:
     """How many rows of so many tokens one batch takes."""
     if not isinstance(model.config, ModelConfig):
         return _ROWS

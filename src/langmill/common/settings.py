@@ -32,6 +32,20 @@ def _count(value: Any) -> Any:
 
 Count = Annotated[int, BeforeValidator(_count)]
 
+# Settings of several commands, said once.
+Seed = Annotated[int, Field(ge=0, lt=2**63, description="fixes every random choice")]
+Device = Annotated[str, Field(description="cpu, cuda, cuda:1 or mps; auto: a GPU where there is one")]
+Threads = Annotated[int | None, Field(ge=1, description="CPU threads; none: one for each physical core")]
+UseDtype = Annotated[
+    Literal["auto", "float32", "bfloat16"],
+    Field(description="number type; auto: float32 on a CPU, the file's own on a GPU"),
+]
+VocabularySize = Annotated[
+    Count | None,
+    Field(ge=260, le=1_000_000, description="entries in the vocabulary; none: chosen from the text's size"),
+]
+SampleBytes = Annotated[Count, Field(ge=1, description="bytes of text to train on, spread over all of it")]
+
 
 class Settings(BaseModel):
     """Base: unknown keys are errors, values are fixed once made, NaN and infinity are refused."""
@@ -72,12 +86,8 @@ class TokenizerSettings(Settings):
     kind: Literal["bpe", "wordpiece", "unigram"] = Field(
         "bpe", description="the kind to train; bpe (byte-level) loses nothing and knows every character"
     )
-    vocab_size: Count | None = Field(
-        None, ge=260, le=1_000_000, description="entries in the vocabulary; none: chosen from the text's size"
-    )
-    sample_bytes: Count = Field(
-        64 << 20, ge=1, description="bytes of text to train on, spread over all of it"
-    )
+    vocab_size: VocabularySize = None
+    sample_bytes: SampleBytes = 64 << 20
 
 
 class ModelSettings(Settings):
@@ -160,8 +170,8 @@ class TrainSettings(Settings):
         "stop", description="a loss or gradient that is NaN or infinite: stop and name the documents, or skip "
         "the step and count it",
     )  # fmt: skip
-    threads: int | None = Field(None, ge=1, description="CPU threads; none: one for each physical core")
-    device: str = Field("auto", description="cpu, cuda, cuda:1 or mps; auto: a GPU where there is one")
+    threads: Threads = None
+    device: Device = "auto"
 
 
 class PretrainSettings(Settings):
@@ -176,7 +186,7 @@ class PretrainSettings(Settings):
     )
     resume: bool = Field(False, description="go on with an interrupted run in the same --out")
     force: bool = Field(False, description="replace an existing --out")
-    seed: int = Field(0, ge=0, lt=2**63, description="fixes every random choice")
+    seed: Seed = 0
     track: bool = Field(False, description="write TensorBoard files too (extra: track)")
     data: DataSettings = DataSettings()
     tokenizer: TokenizerSettings = TokenizerSettings()
@@ -193,7 +203,7 @@ class QuickstartSettings(Settings):
     out: Path = Field(Path("langmill-quickstart"), description="folder for the models and report.html")
     minutes: float = Field(4.0, gt=0, description="time to aim for; the steps are sized by a short probe")
     force: bool = Field(False, description="replace an existing --out")
-    seed: int = Field(0, ge=0, lt=2**63, description="fixes every random choice")
+    seed: Seed = 0
     data: DataSettings = DataSettings()
 
 
@@ -210,7 +220,7 @@ class PlanSettings(Settings):
         None, description="time to spend, such as 90s, 30m, 8h or 2d: prints the compute-optimal size for it"
     )
     probe: bool = Field(True, description="measure this machine for some seconds; false: closed forms only")
-    seed: int = Field(0, ge=0, lt=2**63, description="fixes every random choice")
+    seed: Seed = 0
     data: DataSettings = DataSettings()
     tokenizer: TokenizerSettings = TokenizerSettings()
     model: ModelSettings = ModelSettings()
@@ -238,12 +248,10 @@ class GenerateSettings(Settings):
         1.0, gt=0, description="above 1: tokens seen already become less likely"
     )
     stop: list[str] = Field(default_factory=list, description="end before this text appears (repeatable)")
-    seed: int = Field(0, ge=0, lt=2**63, description="fixes every random choice")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="number type; auto: float32 on a CPU, the file's own on a GPU"
-    )
-    device: str = Field("auto", description="cpu, cuda, cuda:1 or mps; auto: a GPU where there is one")
-    threads: int | None = Field(None, ge=1, description="CPU threads; none: one for each physical core")
+    seed: Seed = 0
+    dtype: UseDtype = "auto"
+    device: Device = "auto"
+    threads: Threads = None
 
 
 class EvaluateSettings(Settings):
@@ -259,12 +267,10 @@ class EvaluateSettings(Settings):
     )
     micro_batch_size: int = Field(8, ge=1, description="windows in one forward pass")
     resamples: int = Field(1000, ge=1, description="bootstrap resamples over documents for the 95 % interval")
-    seed: int = Field(0, ge=0, lt=2**63, description="fixes every random choice")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="number type; auto: float32 on a CPU, the file's own on a GPU"
-    )
-    device: str = Field("auto", description="cpu, cuda, cuda:1 or mps; auto: a GPU where there is one")
-    threads: int | None = Field(None, ge=1, description="CPU threads; none: one for each physical core")
+    seed: Seed = 0
+    dtype: UseDtype = "auto"
+    device: Device = "auto"
+    threads: Threads = None
     data: DataSettings = DataSettings()
 
 
@@ -287,12 +293,8 @@ class TokenizerTrainSettings(Settings):
     kind: Literal["bpe", "wordpiece", "unigram"] = Field(
         "bpe", description="bpe (byte-level) loses nothing and knows every character"
     )
-    vocab_size: Count | None = Field(
-        None, ge=260, le=1_000_000, description="entries in the vocabulary; none: chosen from the text's size"
-    )
-    sample_bytes: Count = Field(
-        64 << 20, ge=1, description="bytes of text to train on, spread over all of it"
-    )
+    vocab_size: VocabularySize = None
+    sample_bytes: SampleBytes = 64 << 20
     data: DataSettings = DataSettings()
 
 

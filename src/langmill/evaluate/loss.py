@@ -20,9 +20,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from langmill.common.errors import DataError, ModelError, SettingsError
+from langmill.families.folder import Model
 from langmill.model.config import ModelConfig
-from langmill.model.recurrent import LSTM
-from langmill.model.transformer import Transformer
 from langmill.text.tasks import windows
 
 Interval = tuple[float, float]
@@ -65,7 +64,7 @@ class Scores:
 
 
 def score(
-    model: Transformer | LSTM,
+    model: Model,
     documents: Iterable[Encoded],
     *,
     start_id: int | None,
@@ -120,7 +119,7 @@ def _batches(items: Iterator[Window], rows: int) -> Iterator[list[Window]]:
 
 
 @torch.inference_mode()
-def _row_losses(model: Transformer | LSTM, batch: Sequence[Window]) -> list[float]:
+def _row_losses(model: Model, batch: Sequence[Window]) -> list[float]:
     """Negative log-likelihood of each row's targets, in nats.
 
     Rows are padded on the right, where a causal model's real tokens do not look.

@@ -17,7 +17,7 @@ from torch import Tensor
 from langmill.common.errors import ModelError
 from langmill.common.files import atomic_folder, write_json
 from langmill.families import family, modules, weights
-from langmill.model.config import LSTMConfig, ModelConfig
+from langmill.model.config import Config, LSTMConfig
 from langmill.model.recurrent import LSTM
 from langmill.model.transformer import Transformer
 from langmill.text.tokenizer import Tokenizer
@@ -119,7 +119,7 @@ def save(
             (fresh / "README.md").write_text(card, encoding="utf-8")
 
 
-def export_config(config: ModelConfig | LSTMConfig) -> tuple[dict[str, Any], Any]:
+def export_config(config: Config) -> tuple[dict[str, Any], Any]:
     """The foreign configuration that expresses this shape, and the family file it belongs to."""
     if isinstance(config, LSTMConfig):
         kind = family("langmill_lstm", "config")
@@ -131,7 +131,7 @@ def export_config(config: ModelConfig | LSTMConfig) -> tuple[dict[str, Any], Any
     raise ModelError(f"no known family has this shape, so other tools could not load it: {config.decoder}")
 
 
-def check_match(config: ModelConfig | LSTMConfig, tokenizer: Tokenizer, where: object) -> None:
+def check_match(config: Config, tokenizer: Tokenizer, where: object) -> None:
     """Refuse a tokenizer whose ids the model does not have."""
     if tokenizer.vocab_size > config.vocab:
         raise ModelError(

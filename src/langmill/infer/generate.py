@@ -16,10 +16,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from langmill.common.errors import ModelError, SettingsError, UsageError
+from langmill.families.folder import Model
 from langmill.infer.sampling import Sampling, sample, streams
 from langmill.model.config import ModelConfig
-from langmill.model.recurrent import LSTM
-from langmill.model.transformer import Transformer
 from langmill.text.tokenizer import Tokenizer
 
 Finish = Literal["stop", "length"]
@@ -82,7 +81,7 @@ def _overlap(text: str, stop: str) -> int:
 
 @torch.inference_mode()
 def generate_ids(
-    model: Transformer | LSTM,
+    model: Model,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     stop_ids: frozenset[int] = frozenset(),
@@ -135,7 +134,7 @@ def generate_ids(
         h_BD = model.hidden(ids_B[:, None], cache=cache)[:, 0]
 
 
-def room(model: Transformer | LSTM, prompts: Sequence[Sequence[int]], wanted: int) -> list[int]:
+def room(model: Model, prompts: Sequence[Sequence[int]], wanted: int) -> list[int]:
     """How many of the `wanted` tokens each row may write before the model's last position.
 
     A recurrence has none. Raises ModelError as `generate_ids` does, with the prompt's number in `prompts`.
@@ -158,7 +157,7 @@ def room(model: Transformer | LSTM, prompts: Sequence[Sequence[int]], wanted: in
     return found
 
 
-def _prefill(model: Transformer | LSTM, tokens_BT: Tensor, lengths_B: Tensor, cache: Any) -> Tensor:
+def _prefill(model: Model, tokens_BT: Tensor, lengths_B: Tensor, cache: Any) -> Tensor:
     """Read the prompts, padded on the right, into the cache; (B, D) the states of their last tokens."""
     even = bool((lengths_B == tokens_BT.shape[1]).all())
     h_BTD = model.hidden(tokens_BT, cache=cache, lengths_B=None if even else lengths_B)
@@ -194,7 +193,7 @@ class _Writer:
 
 
 def generate_pieces(
-    model: Transformer | LSTM,
+    model: Model,
     tokenizer: Tokenizer,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
@@ -211,7 +210,7 @@ def generate_pieces(
 
 
 def generate(
-    model: Transformer | LSTM, tokenizer: Tokenizer | None, prompt: str | Sequence[int], **sampling: Any
+    model: Model, tokenizer: Tokenizer | None, prompt: str | Sequence[int], **sampling: Any
 ) -> Iterator[str]:
     """Go on from one prompt; yields text as it becomes certain, at least a character at a time.
 

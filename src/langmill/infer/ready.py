@@ -5,10 +5,8 @@ from __future__ import annotations
 import torch
 
 from langmill.common.errors import ModelError, SettingsError
-from langmill.families.folder import load, read_config
+from langmill.families.folder import Model, load, read_config
 from langmill.families.hub import resolve
-from langmill.model.recurrent import LSTM
-from langmill.model.transformer import Transformer
 from langmill.text.tokenizer import Tokenizer
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -16,7 +14,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 def ready(
     where: str, dtype: str = "auto", device: str = "auto", threads: int | None = None
-) -> tuple[Transformer | LSTM, Tokenizer]:
+) -> tuple[Model, Tokenizer]:
     """The model and tokenizer at `where`, for use.
 
     dtype: float32, bfloat16, or auto: float32 on a CPU, the file's own elsewhere. device: auto takes a GPU

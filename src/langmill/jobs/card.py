@@ -16,7 +16,7 @@ import torch
 from langmill import __version__
 from langmill.common.settings import Settings
 from langmill.jobs.report import bytes_shown, count_shown
-from langmill.model.config import LSTMConfig, ModelConfig
+from langmill.model.config import Config, LSTMConfig
 from langmill.model.count import parameters
 
 
@@ -76,9 +76,7 @@ def fingerprint(model: str) -> str | None:
     return hashlib.sha256(joined.encode()).hexdigest() if weights else None
 
 
-def card(
-    name: str, config: ModelConfig | LSTMConfig, text: Text, parent: str | None, results: Mapping[str, Any]
-) -> str:
+def card(name: str, config: Config, text: Text, parent: str | None, results: Mapping[str, Any]) -> str:
     """README.md: what the model is, how to use it, what it was trained on and how well it predicts text."""
     recurrent = isinstance(config, LSTMConfig)
     count = count_shown(parameters(config))
@@ -110,7 +108,7 @@ def card(
     )
 
 
-def shape(config: ModelConfig | LSTMConfig) -> str:
+def shape(config: Config) -> str:
     """The shape in a few words."""
     if isinstance(config, LSTMConfig):
         return f"LSTM, {config.layers} layers, width {config.hidden}, vocabulary {config.vocab:,}"

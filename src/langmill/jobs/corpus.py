@@ -41,6 +41,18 @@ class Corpus:
         """Predictions in one epoch: every token, and a boundary after each document."""
         return int(self.shards.lengths(self.train).sum()) + len(self.train)
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """What a report says of the text."""
+        shards = self.shards
+        return {
+            "documents": shards.documents,
+            "held_out_documents": len(self.held),
+            "tokens": shards.tokens,
+            "bytes": shards.bytes,
+            "vocabulary": self.tokenizer.vocab_size,
+        }
+
     def batches(self, length: int, rows: int, seed: int) -> Packed:
         """Endless packed batches of the training documents; equal arguments give equal batches."""
         t = self.tokenizer

@@ -12,15 +12,13 @@ from torch import nn
 from langmill.common.progress import track
 from langmill.evaluate.loss import Interval, Scores, bootstrap, score
 from langmill.evaluate.yardstick import Yardstick
+from langmill.families.folder import Model
 from langmill.infer.generate import generate_pieces
 from langmill.infer.sampling import Sampling
 from langmill.jobs.corpus import Corpus, Ints
 from langmill.jobs.report import Sample
-from langmill.model.recurrent import LSTM
-from langmill.model.transformer import Transformer
 from langmill.text.tokenizer import Tokenizer
 
-Model = Transformer | LSTM
 PROMPT_TOKENS = 12  # of a held-out document, for samples
 
 

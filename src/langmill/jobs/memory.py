@@ -8,11 +8,9 @@ from langmill.common.errors import TrainingError
 from langmill.common.machine import available_bytes
 from langmill.common.settings import TrainSettings
 from langmill.jobs.report import bytes_shown
-from langmill.model.config import LSTMConfig, ModelConfig
+from langmill.model.config import Config
 from langmill.model.count import Memory, training_memory
 from langmill.train.objectives import CHUNK
-
-Config = ModelConfig | LSTMConfig
 
 
 def estimate(config: Config, train: TrainSettings, device: torch.device) -> Memory:

@@ -24,10 +24,10 @@ from langmill.data.pipeline import Ledger
 from langmill.data.shards import Shards, write_shards
 from langmill.infer.ready import find_device
 from langmill.jobs import corpus, memory
-from langmill.jobs.probe import Config, Cost, apart
+from langmill.jobs.probe import Cost, apart
 from langmill.jobs.report import bytes_shown, count_shown, seconds_shown, shown
 from langmill.jobs.size import NAMED, largest_vocabulary, resolve, target
-from langmill.model.config import LSTMConfig
+from langmill.model.config import Config, LSTMConfig
 from langmill.model.count import parameters, training_flops
 from langmill.text.document import Document
 from langmill.text.tokenizer import Tokenizer

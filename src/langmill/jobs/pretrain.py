@@ -26,17 +26,17 @@ from langmill.common.metrics import Report
 from langmill.common.settings import PretrainSettings, QuickstartSettings, Settings
 from langmill.data.shards import Shards
 from langmill.evaluate.loss import Scores
-from langmill.families.folder import check_match, load, save
+from langmill.families.folder import Model, check_match, load, save
 from langmill.infer.ready import find_device
 from langmill.jobs import corpus as text
 from langmill.jobs import memory
 from langmill.jobs.card import Text, card, lineage
 from langmill.jobs.corpus import Corpus, Source
-from langmill.jobs.heldout import Model, measure, restore, stored, validation
+from langmill.jobs.heldout import measure, restore, stored, validation
 from langmill.jobs.pretrain_report import write_report
 from langmill.jobs.results import Entrant
 from langmill.jobs.size import largest_vocabulary, resolve, target
-from langmill.model.config import LSTMConfig, ModelConfig
+from langmill.model.config import Config, LSTMConfig
 from langmill.model.init import init_
 from langmill.model.recurrent import LSTM
 from langmill.model.transformer import Transformer
@@ -45,7 +45,6 @@ from langmill.train.loop import Outcome, fit
 from langmill.train.objectives import OBJECTIVES
 
 # A resumed run may differ in these; every other setting that is given again must be as it was.
-Config = ModelConfig | LSTMConfig
 FREE = frozenset({"resume", "force", "out", "track", "train.save_every", "train.eval_every", "train.keep_last",
                   "train.log_every", "train.non_finite", "train.device"})  # fmt: skip
 # Held-out tokens to score, as a share of those to train on, so that scoring stays small beside training: for each of

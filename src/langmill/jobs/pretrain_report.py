@@ -51,11 +51,7 @@ def write_report(
         },
     }
     counts = {
-        "documents": corpus.shards.documents,
-        "held_out_documents": len(corpus.held),
-        "tokens": corpus.shards.tokens,
-        "bytes": corpus.shards.bytes,
-        "vocabulary": corpus.tokenizer.vocab_size,
+        **corpus.counts,
         "steps": outcome.steps,
         "tokens_trained": outcome.tokens,
         "skipped_steps": outcome.skipped,

@@ -28,14 +28,13 @@ from langmill.families.folder import export_config
 from langmill.infer.ready import find_device
 from langmill.jobs import corpus as text
 from langmill.jobs.pretrain import fresh
-from langmill.model.config import LSTMConfig, ModelConfig
+from langmill.model.config import Config
 from langmill.text.tokenizer import Tokenizer
 from langmill.train.loop import Batches, State, fit
 from langmill.train.measure import choose, peak_bytes
 from langmill.train.objectives import OBJECTIVES
 from langmill.train.step import tensors
 
-Config = ModelConfig | LSTMConfig
 STEPS = 40  # of a calibration at most
 LEAST = 3  # steps that are timed at least, the first one left out
 

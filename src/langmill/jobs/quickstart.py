@@ -22,11 +22,12 @@ from langmill.jobs import corpus as text
 from langmill.jobs.corpus import Corpus
 from langmill.jobs.heldout import measure, validation
 from langmill.jobs.manual import manual
-from langmill.jobs.pretrain import Config, export, fresh
+from langmill.jobs.pretrain import export, fresh
 from langmill.jobs.probe import Cost, here
 from langmill.jobs.quickstart_report import write_report
 from langmill.jobs.results import Entrant
 from langmill.jobs.size import lstm_of, resolve
+from langmill.model.config import Config
 from langmill.model.count import parameters
 from langmill.train.loop import fit
 from langmill.train.objectives import causal

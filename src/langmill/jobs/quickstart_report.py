@@ -54,11 +54,7 @@ def write_report(
         behind, interval = difference(ours.scores, lstm.scores, settings.seed)
         found |= {"lstm_behind": behind, "lstm_behind_interval": interval}
     counts = {
-        "documents": corpus.shards.documents,
-        "held_out_documents": len(corpus.held),
-        "tokens": corpus.shards.tokens,
-        "bytes": corpus.shards.bytes,
-        "vocabulary": corpus.tokenizer.vocab_size,
+        **corpus.counts,
         "steps": ours.outcome.steps,
         "tokens_trained": ours.outcome.tokens,
     }

@@ -11,9 +11,9 @@ from typing import Any
 from langmill.common.files import atomic_write, write_json
 from langmill.common.metrics import Metrics, Report
 from langmill.evaluate.loss import Interval, Scores
+from langmill.families.folder import Model
 from langmill.jobs.charts import Bar, bar_chart
 from langmill.jobs.corpus import Corpus
-from langmill.jobs.heldout import Model
 from langmill.jobs.report import Html, Page, Tile, bytes_shown, count_shown, join, ledger, render, table, text
 from langmill.model.count import parameters
 from langmill.train.loop import Outcome

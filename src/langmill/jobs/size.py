@@ -18,7 +18,7 @@ from collections.abc import Iterator
 
 from langmill.common.errors import SettingsError
 from langmill.common.settings import ModelSettings, TrainSettings, parse_count
-from langmill.model.config import Head, Learned, LSTMConfig, ModelConfig, Rope, StackConfig, Tokens
+from langmill.model.config import Config, Head, Learned, LSTMConfig, ModelConfig, Rope, StackConfig, Tokens
 from langmill.model.count import parameters
 
 NAMED = {
@@ -51,8 +51,8 @@ def target(size: str) -> int:
 
 
 def resolve(
-    model: ModelSettings, train: TrainSettings, vocab: int, shape: ModelConfig | LSTMConfig | None = None
-) -> tuple[ModelConfig | LSTMConfig, TrainSettings]:
+    model: ModelSettings, train: TrainSettings, vocab: int, shape: Config | None = None
+) -> tuple[Config, TrainSettings]:
     """The shape for `vocab` tokens, and the training settings with nothing left to choose by size.
 
     `shape` given (a loaded model's) is kept, and the training settings follow from it.
@@ -101,7 +101,7 @@ def largest_vocabulary(count: int) -> int:
     return max(512, count // 3 // width // MULTIPLE * MULTIPLE)
 
 
-def config_for(model: ModelSettings, vocab: int, length: int) -> ModelConfig | LSTMConfig:
+def config_for(model: ModelSettings, vocab: int, length: int) -> Config:
     """The shape nearest to the size asked for; numbers given in the settings stay as given.
 
     Raises SettingsError where `vocab` tokens leave no room for a model of this size, or the numbers do not fit

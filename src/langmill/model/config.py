@@ -157,3 +157,6 @@ class LSTMConfig:
                 raise ModelError(f"the model's {name} is {getattr(self, name)}; it must be at least 1")
         if self.tied and self.hidden != self.dim:
             raise ModelError(f"a tied LSTM needs hidden == dim, not {self.hidden} and {self.dim}")
+
+
+Config = ModelConfig | LSTMConfig  # the shape of any model

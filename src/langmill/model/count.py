@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from langmill.model.config import Learned, LSTMConfig, ModelConfig, StackConfig
+from langmill.model.config import Config, Learned, LSTMConfig, ModelConfig, StackConfig
 
 
-def parameters(config: ModelConfig | LSTMConfig) -> int:
+def parameters(config: Config) -> int:
     """All weights, a tied matrix counted once."""
     if isinstance(config, LSTMConfig):
         recurrent = sum(
@@ -36,7 +36,7 @@ def _block(c: StackConfig) -> int:
     return attention + mlp + 2 * _norm(c)
 
 
-def multiplied(config: ModelConfig | LSTMConfig) -> int:
+def multiplied(config: Config) -> int:
     """The weights that every token is multiplied with: all but table look-ups, the head included."""
     if isinstance(config, LSTMConfig):
         return parameters(config) - (0 if config.tied else config.vocab * config.dim)
@@ -46,7 +46,7 @@ def multiplied(config: ModelConfig | LSTMConfig) -> int:
     return parameters(config) - looked_up
 
 
-def training_flops(config: ModelConfig | LSTMConfig, length: int) -> float:
+def training_flops(config: Config, length: int) -> float:
     """Operations to train on one token of rows of `length`: 6 a multiplied weight, and attention's.
 
     Attention is 12 · layers · heads · head_dim a pair of tokens, of which a causal row has (length+1)/2
@@ -75,7 +75,7 @@ class Memory:
 
 
 def training_memory(
-    config: ModelConfig | LSTMConfig,
+    config: Config,
     rows: int,
     length: int,
     *,

@@ -34,19 +34,6 @@ _HARD = (
 )
 
 
-def encode_bulk(tokenizer: Tokenizer, texts: list[str]) -> tuple[Ids, Offsets]:
-    """The ids of all texts, end to end, and the n + 1 offsets that separate them (ids[o[i]:o[i + 1]]).
-
-    The ids of each text are those of `tokenizer.encode`: no specials added, none taken from the text.
-    """
-    return tokenizer.bulk.encode([text.encode("utf-8") for text in texts])
-
-
-def bulk_name(tokenizer: Tokenizer) -> str:
-    """Which encoder `encode_bulk` uses: "gigatoken" or "tokenizers" (the reason: `tokenizer.bulk.note`)."""
-    return tokenizer.bulk.name
-
-
 class BulkEncoder:
     """The bulk encoder of one tokenizer; `name` and `note` say which it is and why."""
 
@@ -62,7 +49,11 @@ class BulkEncoder:
         return "tokenizers" if self._fast is None else "gigatoken"
 
     def encode(self, texts: list[bytes]) -> tuple[Ids, Offsets]:
-        """Like `encode_bulk`, of texts that are UTF-8 bytes already. DataError where one is not."""
+        """The ids of UTF-8 texts, end to end, and the n + 1 offsets between them (ids[o[i]:o[i + 1]]).
+
+        The ids of each text are those of `tokenizer.encode`: no specials added, none taken from the text.
+        DataError where a text is not UTF-8.
+        """
         if self._fast is not None and self._unproven > 0:
             probe = next(_slices(texts, self._unproven), [])
             self._unproven -= sum(map(len, probe))
