@@ -5,9 +5,13 @@ import pytest
 
 from langmill.common.configure import configure
 from langmill.common.errors import SettingsError, UsageError
-from langmill.common.settings import PlanSettings
+from langmill.common.settings import ModelSettings, PlanSettings
+from langmill.families.folder import save
 from langmill.jobs import plan, probe
+from langmill.jobs.size import config_for
 from langmill.model.config import ModelConfig
+from langmill.model.count import parameters
+from langmill.text.tokenizer import Tokenizer
 
 TINY = ("size=200k", "max_length=32", "micro_batch_size=2", "dtype=float32", "compile=false", "threads=1")
 
@@ -85,3 +89,20 @@ def test_an_lstm_can_be_planned_too() -> None:
     assert report.extra["shape"]["layers"] == 2 and report.counts["parameters"] == pytest.approx(
         1e6, rel=0.01
     )
+
+
+def test_going_on_brings_shape_and_tokenizer_and_reads_no_weight(texts: Path, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.train(["the history of water is known"] * 9, 300)
+    shape = config_for(ModelSettings(size="200k"), tokenizer.vocab_size, 64)
+    save(probe.fresh(shape, 0), tokenizer, tmp_path / "model")
+    (tmp_path / "model/model.safetensors").unlink()
+    given = settings(*TINY[1:], path=[str(texts)], from_model=str(tmp_path / "model"))
+    report = plan.run(given, quiet=True)
+    assert report.counts["parameters"] == parameters(shape) and report.figures["seconds"] > 0
+    assert report.counts["tokens"] > 3 * 1200  # counted by a tokenizer that knows none of these words
+    anew = plan.run(settings(*TINY, probe=False), quiet=True)
+    assert report.extra["train"]["learning_rate"] < anew.extra["train"]["learning_rate"]
+    with pytest.raises(UsageError, match="leave model.size out"):
+        plan.run(settings(TINY[0], from_model=str(tmp_path / "model")), quiet=True)
+    with pytest.raises(UsageError, match="leave --from"):
+        plan.run(settings(budget="1h", from_model=str(tmp_path / "model")), quiet=True)

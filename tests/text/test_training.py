@@ -11,7 +11,7 @@ import pytest
 
 from langmill.common.errors import DataError, UsageError
 from langmill.text.tokenizer import Tokenizer
-from langmill.text.training import sample, train_backend, vocab_for
+from langmill.text.training import affordable, sample, train_backend, vocab_for
 
 TEXTS = [f"The {word} of {other} is known, says the {word}. 你好，世界。\n" for word in
          ("history", "theory", "number", "meaning", "weather") for other in ("water", "nations", "music")]  # fmt: skip
@@ -48,6 +48,16 @@ def test_the_sample_is_bounded_even_and_without_repeats() -> None:
     assert sample(["a", "b", "a"], 100)[0] in (["a", "b"], ["b", "a"])
     long, _ = sample(["x" * 300_000], 1000)  # a document larger than the sample gives a piece of itself
     assert len(long) == 1 and len(long[0]) <= 1 << 16
+
+
+def test_the_words_that_the_trainer_holds_are_bounded() -> None:
+    repeated, distinct = (
+        ["the same words again. "] * 50,
+        [f"{'abcdefghij'[i % 10] * 30}{chr(0x4E00 + i)}" for i in range(99)],
+    )
+    assert affordable(repeated, 30) == repeated  # 5 distinct words
+    assert affordable(distinct, 33 * 20) == distinct[:20]
+    assert affordable([], 10) == [] and affordable(distinct[:1], 10) == distinct[:1]
 
 
 def test_the_size_follows_the_text_and_bad_requests_are_refused() -> None:

@@ -213,6 +213,9 @@ class PlanSettings(Settings):
     path: list[str] = Field(
         default_factory=list, description="the text to train on, measured for its tokens; none: give tokens"
     )
+    from_model: str | None = Field(
+        None, alias="from", description="plan to go on from this model: folder, .gguf file or hub id"
+    )
     tokens: Count | None = Field(
         None, ge=1, description="tokens to train on; none: from PATH, or 20 for each parameter"
     )

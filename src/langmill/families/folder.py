@@ -50,6 +50,20 @@ def load(
     return model, tokenizer
 
 
+def outline(where: str | Path) -> tuple[Config, Tokenizer | None]:
+    """What `load` would give, as a shape and a tokenizer: no weight is read. Errors as `load`'s."""
+    from langmill.families.hub import resolve
+
+    path = resolve(str(where))
+    if path.suffix == ".gguf":
+        from langmill.families.gguf import outline_gguf
+
+        return outline_gguf(path)
+    theirs = read_config(path / "config.json")
+    config = family(theirs.get("model_type"), path / "config.json").config(theirs)
+    return config, Tokenizer.load(path) if (path / "tokenizer.json").exists() else None
+
+
 def load_model(path: Path, dtype: torch.dtype = torch.float32) -> Model:
     """The model of a folder, without its tokenizer, ready for use (in evaluation mode)."""
     theirs = read_config(path / "config.json")

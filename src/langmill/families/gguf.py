@@ -22,6 +22,7 @@ from langmill.common.errors import ModelError
 from langmill.families import family, folder
 from langmill.families.gguf_file import File, read
 from langmill.families.gguf_tokenizer import build
+from langmill.model.config import Config
 from langmill.text.tokenizer import Tokenizer
 
 FACTORS = "rope_freqs.weight"  # what Llama 3's scaling divides each rotary frequency by
@@ -70,14 +71,8 @@ def load_gguf(
     pre: the name of the tokenizer's pre-tokenizer, in place of the file's own.
     Raises ModelError naming the field or tensor that is wrong or not supported; MissingExtra without `gguf`.
     """
-    file = read(Path(path))
-    theirs = configuration(file)
-    tokenizer = build(file.metadata, file.path, pre)
+    file, theirs, config, tokenizer = _outline(Path(path), pre)
     kind = family(theirs["model_type"], file.path)
-    try:
-        config = kind.config(theirs)
-    except ModelError as error:
-        raise ModelError(f"{file.path}: {error}") from error
     names = {_rename(name, file.metadata["general.architecture"]): name for name in _weights(file)}
     order = [names[r.theirs] for r in kind.rules(config) if r.theirs in names]
     with _Ahead(order, lambda name: _tensor(file, name, theirs)) as fetch:
@@ -85,6 +80,22 @@ def load_gguf(
     if tokenizer is not None:
         folder.check_match(model.config, tokenizer, file.path)
     return model.to(device), tokenizer
+
+
+def outline_gguf(path: Path) -> tuple[Config, Tokenizer | None]:
+    """The shape and the tokenizer alone; no weight is read."""
+    return _outline(path, None)[2:]
+
+
+def _outline(path: Path, pre: str | None) -> tuple[File, dict[str, Any], Config, Tokenizer | None]:
+    file = read(path)
+    theirs = configuration(file)
+    tokenizer = build(file.metadata, file.path, pre)
+    try:
+        config = family(theirs["model_type"], file.path).config(theirs)
+    except ModelError as error:
+        raise ModelError(f"{file.path}: {error}") from error
+    return file, theirs, config, tokenizer
 
 
 def configuration(file: File) -> dict[str, Any]:

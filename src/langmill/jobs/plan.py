@@ -22,6 +22,7 @@ from langmill.common.progress import track
 from langmill.common.settings import DataSettings, PlanSettings, TokenizerSettings, TrainSettings
 from langmill.data.pipeline import Ledger
 from langmill.data.shards import Shards, write_shards
+from langmill.families.folder import outline
 from langmill.infer.ready import find_device
 from langmill.jobs import corpus, memory
 from langmill.jobs.probe import Cost, apart
@@ -44,12 +45,13 @@ BYTES_A_TOKEN = 4  # of English, before there is a tokenizer
 @dataclass(frozen=True)
 class Corpus:
     """The text to train on, as far as there is one: its tokens and bytes, the vocabulary (None: as the size asks),
-    and shards of it, or of a sample, for the calibration."""
+    shards of it, or of a sample, for the calibration; and the shape of the model to go on from, if one is."""
 
     tokens: int | None = None
     bytes: int | None = None
     vocab: int | None = None
     shards: Path | None = None
+    shape: Config | None = None
 
     def vocab_for(self, size: int, tokens: int | None) -> int:
         """The vocabulary of a model of `size` parameters for about `tokens` tokens."""
@@ -100,8 +102,17 @@ def duration(words: str) -> float:
 
 def text(settings: PlanSettings, folder: Path, quiet: bool) -> Corpus:
     """Measure the text: all of it is counted, a bounded sample of it is tokenised and kept in `folder`."""
+    if not settings.from_model:
+        return _text(settings, None, folder, quiet)
+    if given := settings.model.model_fields_set:
+        raise UsageError(f"--from brings its own shape: leave model.{min(given)} out")
+    shape, tokenizer = outline(settings.from_model)
+    return replace(_text(settings, tokenizer, folder, quiet), vocab=shape.vocab, shape=shape)
+
+
+def _text(settings: PlanSettings, brought: Tokenizer | None, folder: Path, quiet: bool) -> Corpus:
     t = settings.tokenizer
-    tokenizer = Tokenizer.load(t.path) if t.path else None
+    tokenizer = Tokenizer.load(t.path) if t.path else brought
     if not settings.path:
         return Corpus(vocab=tokenizer.vocab_size if tokenizer else t.vocab_size)
     if made := corpus.shards_among(settings.path):
@@ -137,7 +148,7 @@ def _told(document: Document, advance: Any) -> str:
 def plan(settings: PlanSettings, found: Corpus, device: torch.device) -> Plan:
     """The run that the settings describe: how long it is, and what a step of it costs here."""
     vocab = found.vocab_for(target(settings.model.size), settings.tokens)
-    config, train = resolve(settings.model, settings.train, vocab)
+    config, train = resolve(settings.model, settings.train, vocab, found.shape)
     rows, length = train.micro_batch_size or 1, train.max_length or config.length
     full = float(rows * length * train.gradient_accumulation_steps)
     tokens = _tokens(settings, found, config, full)
@@ -193,8 +204,8 @@ def optimal(settings: PlanSettings, found: Corpus, seconds: float, device: torch
     The rate that training reaches depends on the size, so it is measured at the size that a first guess gives, and
     once more where that was far off.
     """
-    if settings.model.model_fields_set & {"size", "layers", "dim", "hidden"}:
-        raise UsageError("--budget chooses the size: leave model.size and the shape out")
+    if settings.from_model or settings.model.model_fields_set & {"size", "layers", "dim", "hidden"}:
+        raise UsageError("--budget chooses the size: leave --from, model.size and the shape out")
     rate = ASSUMED * matmul_flops("float32" if device.type == "cpu" else "bfloat16", device)
     sized = _sized(settings, found, rate * seconds)
     for _ in range(2 if settings.probe else 0):
@@ -291,7 +302,10 @@ def _lines(
     parts = ", ".join(f"{name} {bytes_shown(value)}" for name, value in by_part.items())
     told = found.tokens and found.bytes
     rows = [
-        ("model", f"{settings.model.family}, {count_shown(count)} parameters: {shape}"),
+        (
+            "model",
+            f"{settings.from_model or settings.model.family}, {count_shown(count)} parameters: {shape}",
+        ),
         ("text", f"{shown(found.tokens)} tokens in {bytes_shown(found.bytes or 0)}" if told else "not given"),
         ("training", f"{amount}, {made.steps:,} steps of {batch}, learning rate {train.learning_rate:.2g}"),
         ("operations", f"{figures['flops_per_token']:.3g} a token, {figures['total_flops']:.3g} in all"),
@@ -322,7 +336,7 @@ def _advice(settings: PlanSettings, made: Plan, found: Corpus) -> list[str]:
                 f"your text holds {times}: repeat it (4 times costs little), find more, or take --from MODEL"
             )
         return lines
-    if made.tokens < OPTIMAL / 4 * count:
+    if made.tokens < OPTIMAL / 4 * count and not settings.from_model:
         return [
             f"little text for this size, {enough} tokens would be enough: think of --from MODEL or a smaller --size"
         ]

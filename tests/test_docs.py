@@ -1,0 +1,109 @@
+"""Every command and every piece of Python that the readmes print is run here, on little text and with few steps."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from langmill import cli
+from langmill.families.folder import load, save
+
+ROOT = Path(__file__).parent.parent
+
+README, CHINESE = ROOT / "README.md", ROOT / "README.zh-CN.md"
+BUDGET = "size=100k tokenizer.vocab_size=300 train.max_steps=2 train.max_length=64 train.micro_batch_size=2".split()
+LITTLE = {
+    "pretrain": [*BUDGET, "--threads", "1"],
+    "plan": ["--no-probe"],
+    "generate": ["--max-new-tokens", "4"],
+    "evaluate": ["--resamples", "20"],
+}
+TURN = "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+TEMPLATE = "{% for m in messages %}" + TURN + "{% endfor %}<|im_start|>assistant\n"
+
+
+def blocks(page: Path, language: str = "") -> list[str]:
+    """The fenced blocks of a page in this language."""
+    return re.findall(
+        rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The words of every `langmill` line, comments left out."""
+    lines = [line for block in blocks(page) for line in block.splitlines()]
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("langmill ")]
+
+
+def shortened(words: list[str]) -> list[str]:
+    """The command with less to do; a run that goes on from a model or a run takes its shape from there."""
+    extra = LITTLE.get(words[0], [])
+    if "--from" in words:
+        extra = [word for word in extra if "size=" not in word or "batch" in word]
+    return [*words, *([] if "--resume" in words else extra), "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the commands take as given: texts, held-out rows, and a model that was made before."""
+    folder = tmp_path_factory.mktemp("docs")
+    (folder / "texts").mkdir()
+    rows = [f"Document {i}: the river is long, and 很久以前 there were {i * 7} boats." for i in range(80)]
+    for i, row in enumerate(rows):
+        (folder / "texts" / f"{i:02}.txt").write_text(row, encoding="utf-8")
+    (folder / "heldout.jsonl").write_text(
+        "".join(json.dumps({"text": row}) + "\n" for row in rows[:9]), "utf-8"
+    )
+    before = [str(folder / "texts"), "--out", str(folder / "before"), *LITTLE["pretrain"], "--quiet"]
+    assert cli.run(["pretrain", *before]) == 0
+    model, tokenizer = load(folder / "before")
+    save(model, tokenizer, folder / "MODEL")
+    (folder / "MODEL" / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
+    return folder
+
+
+def test_every_command_of_the_readme_runs(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place)
+    found = commands(README)
+    assert {words[0] for words in found} >= {"pretrain", "plan", "generate", "evaluate", "tokenizer", "data"}
+    for words in found:
+        assert cli.run(shortened(words)) == 0, (words, capfd.readouterr().err)
+    for block in blocks(README, "python") + blocks(CHINESE, "python"):
+        subprocess.run([sys.executable, "-c", block], cwd=place, check=True, capture_output=True, timeout=300)
+        assert (place / "copy" / "config.json").is_file()
+        (place / "copy").rename(place / f"copy-{len(list(place.iterdir()))}")
+
+
+def test_both_readmes_print_the_same_commands() -> None:
+    texts = ("Once upon a time", "很久以前", "Hallo Welt", "你好，世界")
+    plain = [
+        [[word for word in words if word not in texts] for words in commands(p)] for p in (README, CHINESE)
+    ]
+    assert plain[0] == plain[1]
+    scripts = [[re.sub(r"\s*#.*", "", line) for line in blocks(p)[0].splitlines()] for p in (README, CHINESE)]
+    assert scripts == [["scripts/quickstart", "scripts/test"]] * 2
+
+
+def test_the_scripts_named_in_the_docs_are_there() -> None:
+    pages = [README, CHINESE, *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "LOG.md"))]
+    named = {
+        name for page in pages for name in re.findall(r"`(scripts/[\w/.]+)", page.read_text(encoding="utf-8"))
+    }
+    assert len(named) >= 4 and all((ROOT / name).is_file() for name in named)
+    assert all(os.access(ROOT / name, os.X_OK) for name in named if not Path(name).suffix)
+    benches = {
+        name
+        for page in pages
+        for name in re.findall(r"`scripts/bench (\w+)", page.read_text(encoding="utf-8"))
+    }
+    listed = subprocess.run([ROOT / "scripts/bench"], capture_output=True, text=True, check=True).stdout
+    assert benches and all(f"  {name} " in listed for name in benches)
