@@ -67,6 +67,23 @@ def test_one_prompt_streams_to_standard_output_and_its_speed_to_standard_error(f
     assert quiet.extra["results"] == report.extra["results"]
 
 
+def test_an_interrupted_stream_ends_its_line(folder, capsys, monkeypatch):
+    def cut(*given):
+        yield next(whole(*given))
+        raise KeyboardInterrupt
+
+    whole = app.generate_pieces
+    monkeypatch.setattr(app, "generate_pieces", cut)
+    with pytest.raises(KeyboardInterrupt):
+        app.run(GenerateSettings(model=folder, prompt=["The"], device="cpu"))
+    assert capsys.readouterr().out.endswith("\n")
+
+
+def test_the_end_of_the_context_is_named(folder, capsys):
+    app.run(GenerateSettings(model=folder, prompt=["The"], max_new_tokens=LENGTH + 1, device="cpu"))
+    assert "ended by the last position of the model" in capsys.readouterr().err
+
+
 def test_results_are_in_the_order_of_the_prompts_and_as_each_alone(folder, monkeypatch):
     prompts = ["a", "The quick brown fox jumps", "", "day", "春眠", "a"]
     monkeypatch.setattr(app, "_ROWS", 2)
@@ -133,6 +150,8 @@ def test_chat_renders_one_user_turn(chat_folder, monkeypatch):
 
 
 def test_errors_say_what_to_do(folder, tmp_path):
+    with pytest.raises(UsageError, match="is no file"):
+        results(folder, file=tmp_path / "none.txt")
     with pytest.raises(UsageError, match="no prompt"):
         results(folder)
     with pytest.raises(ModelError, match="no chat template.*leave --chat out"):

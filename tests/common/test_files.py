@@ -22,6 +22,7 @@ from langmill.common.files import (
     run_lock,
     sha256,
     write_json,
+    written_here,
 )
 
 
@@ -159,6 +160,19 @@ def test_force_never_removes_what_is_not_ours(tmp_path: Path) -> None:
     out.write_text("a file")
     with pytest.raises(UsageError, match="is a file"):
         claim_out(out, force=True)
+
+
+def test_force_never_removes_what_the_run_reads(tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    atomic_write(out / "lineage.json", "{}")
+    atomic_write(run_folder(out) / "shards" / "shards.json", "{}")
+    (tmp_path / "link").symlink_to(out)
+    for given in (out, run_folder(out) / "shards", tmp_path / "link"):
+        with pytest.raises(UsageError, match="--force would remove .* which this run reads"):
+            claim_out(out, force=True, inputs=["org/name", None, given])
+    assert written_here(out) and written_here(run_folder(out) / "shards") and not written_here(tmp_path)
+    claim_out(out, force=True, inputs=[tmp_path, "org/name", None])
+    assert not out.exists()
 
 
 def test_our_json_knows_its_kind_and_version(tmp_path: Path) -> None:

@@ -41,6 +41,16 @@ def test_quiet_and_unknown_totals(
         assert bar.status().startswith("5 MB/20 MB (25%)")
 
 
+def test_what_was_shown_is_not_shown_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "PLAIN_SECONDS", 0.0)
+    with track("encoding", unit="B") as bar:
+        bar.advance(1)
+        bar.advance(1)
+    assert capsys.readouterr().err.count("\n") == 2
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 @pytest.mark.parametrize("no_color", [False, True])
 def test_a_terminal_gets_a_bar(tmp_path: Path, no_color: bool) -> None:

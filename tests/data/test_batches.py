@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from langmill.common.errors import CheckpointError, DataError, UsageError
 from langmill.data import batches as module
-from langmill.data.batches import Batch, Packed, pack, shuffled
+from langmill.data.batches import Batch, Documents, Packed, pack, shuffled
 from langmill.data.shards import Shards, write_shards
 from langmill.text.document import Document
 from langmill.text.tokenizer import Tokenizer
@@ -50,7 +50,7 @@ def pieces(batch: Batch) -> Iterator[tuple[list[int], list[int]]]:
 
 
 def packed(shards: Shards, indices: list[int], length: int, rows: int = 1, **more: int) -> Packed:
-    return Packed(shards, np.array(indices), START, END, PAD, length, rows, **({"seed": 3} | more))
+    return Packed(Documents(shards, START, END, PAD), np.array(indices), length, rows, **({"seed": 3} | more))
 
 
 def epoch(stream: Packed) -> list[tuple[list[int], list[int]]]:

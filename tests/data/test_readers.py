@@ -13,7 +13,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from langmill.common.errors import DataError, MissingExtra
+from langmill.common.errors import DataError, MissingExtra, UsageError
 from langmill.common.settings import DataSettings
 from langmill.data import readers
 from langmill.data.pipeline import Ledger
@@ -143,6 +143,7 @@ def test_frames_end_to_end(tmp_path: Path) -> None:
         ("é".encode("latin-1") + b" caf", "byte 0 is not"),
         ("你".encode()[:2], "byte 0 is not"),
         ("text".encode("utf-16"), "it is UTF-16"),
+        ("text".encode("utf-16-le"), "UTF-16 without a mark"),
     ],
 )
 def test_a_file_that_is_not_utf8_is_set_aside_whole(tmp_path: Path, content: bytes, detail: str) -> None:
@@ -209,12 +210,21 @@ def test_folders_are_read_in_order_and_every_other_file_is_counted(tmp_path: Pat
     assert list(ledger.sources) == [(tmp_path / "many").as_posix()]  # many small files are one source
 
 
+def test_own_models_and_runs_are_no_text(tmp_path: Path) -> None:
+    """A run started where the texts are writes its folders among them."""
+    put(tmp_path / "a.txt", "mine")
+    for name in ("m/lineage.json", "m/README.md", "m.run/lock", "m.run/errors.jsonl", "s/shards.json"):
+        put(tmp_path / name, '{"text": "copied"}')
+    documents, ledger = load(tmp_path)
+    assert texts(documents) == ["mine"] and reasons(ledger) == {"a model or run of Langmill": 3}
+
+
 def test_nothing_to_read_says_what_was_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(DataError, match="does not exist"):
+    with pytest.raises(UsageError, match="does not exist"):
         load(tmp_path / "no")
     with pytest.raises(DataError, match=r"found no documents in .*\.jsonl.*there was no file"):
         load(tmp_path)
-    with pytest.raises(DataError, match=r"known are \.txt"):
+    with pytest.raises(UsageError, match=r"known are \.txt"):
         load(put(tmp_path / "a.png", "x"))
     put(tmp_path / "a.jsonl", "{}\n{}")
     with pytest.raises(

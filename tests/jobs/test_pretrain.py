@@ -64,6 +64,33 @@ def test_text_becomes_a_model_a_card_and_a_report(texts: Path, tmp_path: Path) -
         pretrain.run(settings(texts, out), quiet=True)
     again = pretrain.run(settings(texts, out, resume=True), quiet=True)
     assert "finished already" in again.text and again.figures == report.figures
+    with pytest.raises(SettingsError, match=r"train.max_steps was 6 and is 7"):
+        pretrain.run(settings(texts, out, "max_steps=7", resume=True), quiet=True)
+
+
+def test_force_removes_nothing_when_the_run_cannot_start(texts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m"
+    out.mkdir()
+    (out / "lineage.json").write_text("{}")
+    bare = [word for word in SMALL if not word.startswith("model.")]
+    for given in (
+        {"path": [str(tmp_path / "typo")]},
+        {"path": [str(texts)], "model.size": "huge"},
+        {"path": [str(texts)], "from": str(out)},
+        {"path": [str(out)]},
+    ):
+        wrong = configure(PretrainSettings, None, bare, out=out, force=True, **given)
+        with pytest.raises(UsageError):
+            pretrain.run(wrong, quiet=True)
+        assert (out / "lineage.json").is_file(), given
+
+
+def test_one_document_held_out_has_no_interval_to_show(tmp_path: Path) -> None:
+    for number, words in enumerate(("a cat sat on a mat. ", "a dog ran to a log. ")):
+        (tmp_path / f"{number}.txt").write_text(words * 40)
+    report = pretrain.run(settings(tmp_path, tmp_path / "m"), quiet=True)
+    assert report.counts["held_out_documents"] == 1
+    assert "bits per byte; gzip" in report.text
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from langmill.data.batches import Packed
+from langmill.data.batches import Documents, Packed
 from langmill.model.config import Head, Learned, ModelConfig, StackConfig, Tokens
 from langmill.model.init import init_
 from langmill.model.transformer import Transformer
@@ -55,7 +55,7 @@ def test_a_document_costs_in_a_pack_what_it_costs_alone(tiny: ModuleType, kind: 
     data, model = shards(sizes), network(tiny, kind)
     for weight in model.parameters():
         weight.mul_(5)  # sharp enough for a leak to show
-    packed = Packed(data, np.arange(len(sizes)), START, BOUNDARY, PAD, LENGTH, rows=2, seed=0)
+    packed = Packed(Documents(data, START, BOUNDARY, PAD), np.arange(len(sizes)), LENGTH, rows=2, seed=0)
     found: dict[tuple[int, ...], float] = {}
     together = 0
     while packed.epoch == 0 and len(found) < len(sizes) + 2:

@@ -58,17 +58,22 @@ def run(settings: GenerateSettings, *, quiet: bool = False) -> Report:
     ]
     began = time.perf_counter()
     streaming = len(prompts) == 1 and not quiet
-    with track("generating", total=len(prompts), unit="prompts", quiet=quiet or streaming) as progress:
-        for piece in _pieces(model, tokenizer, ids, sampling):
-            _take(results[piece.row], piece)
-            if streaming:
-                sys.stdout.write(piece.text)
-                sys.stdout.flush()
-            if piece.finish:
-                progress.advance(1)
-    if streaming:
-        print(flush=True)
-    return _report(results, ids, time.perf_counter() - began, streaming, quiet)
+    try:
+        with track("generating", total=len(prompts), unit="prompts", quiet=quiet or streaming) as progress:
+            for piece in _pieces(model, tokenizer, ids, sampling):
+                _take(results[piece.row], piece)
+                if streaming:
+                    sys.stdout.write(piece.text)
+                    sys.stdout.flush()
+                if piece.finish:
+                    progress.advance(1)
+    finally:  # Ctrl-C leaves the line whole too
+        if streaming:
+            print(flush=True)
+    report = _report(results, ids, time.perf_counter() - began, streaming)
+    if not quiet:
+        print(_summary(report, settings.max_new_tokens), file=sys.stderr)
+    return report
 
 
 def read_prompts(settings: GenerateSettings) -> list[str]:
@@ -89,6 +94,8 @@ def _from_file(path: Path) -> list[str]:
         lines = path.read_bytes().decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as reason:
         raise DataError(f"{path} is not UTF-8 (byte {reason.start}): convert it first") from None
+    except (FileNotFoundError, IsADirectoryError):
+        raise UsageError(f"{path} is no file: --file takes one with prompts") from None
     numbered = [(number, line.rstrip("\r")) for number, line in enumerate(lines, 1) if line.strip()]
     if path.suffix != ".jsonl":
         return [line for _, line in numbered]
@@ -143,12 +150,9 @@ def _take(result: dict[str, Any], piece: Piece) -> None:
 
 
 def _report(
-    results: list[dict[str, Any]], ids: Sequence[Sequence[int]], seconds: float, streamed: bool, quiet: bool
+    results: list[dict[str, Any]], ids: Sequence[Sequence[int]], seconds: float, streamed: bool
 ) -> Report:
     tokens = sum(len(result["tokens"]) for result in results)
-    if not quiet:
-        reason = f", ended by {results[0]['finish_reason']}" if len(results) == 1 else ""
-        print(f"{tokens} tokens, {tokens / seconds:.1f} tokens/s{reason}", file=sys.stderr)
     if len(results) == 1:
         text = "" if streamed else results[0]["text"]
     else:
@@ -159,3 +163,14 @@ def _report(
         text=text,
         extra={"results": results},
     )
+
+
+def _summary(report: Report, wanted: int) -> str:
+    """How much was written, how fast and, of a single text, why it ended."""
+    tokens, results = report.counts["tokens"], report.extra["results"]
+    words = f"{tokens} tokens, {report.figures['tokens_per_second']:.1f} tokens/s"
+    if len(results) > 1:
+        return words
+    reason = results[0]["finish_reason"]
+    full = reason == "length" and tokens < wanted
+    return f"{words}, ended by {'the last position of the model' if full else reason}"

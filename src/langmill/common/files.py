@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -150,12 +150,19 @@ def run_lock(out: Path) -> Lock:
     return Lock(run_folder(out) / "lock")
 
 
-def claim_out(out: Path, resume: bool = False, force: bool = False, resumable: bool = False) -> None:
+def claim_out(
+    out: Path,
+    resume: bool = False,
+    force: bool = False,
+    resumable: bool = False,
+    inputs: Sequence[str | Path | None] = (),
+) -> None:
     """Refuse an `out` that exists, unless the run is resumed or forced; forced, the old one is removed.
 
     Empty folders, and a run folder whose run ended before it made anything, are no obstacle. Only a folder
     that Langmill wrote is ever removed, and never while a running process holds it. The run folder beside it
-    goes too. `resumable` says whether the command has a --resume to speak of.
+    goes too. `resumable` says whether the command has a --resume to speak of. `inputs` are what the run reads
+    (None: nothing): forced, an `out` that holds one of them is refused.
     """
     run = run_folder(out)
     if resume and force:
@@ -174,12 +181,22 @@ def claim_out(out: Path, resume: bool = False, force: bool = False, resumable: b
         raise UsageError(
             f"{out} does not look like Langmill's own: remove it yourself, or choose another --out"
         )
+    gone = [folder.resolve() for folder in (out, run)]
+    for place in (Path(given).resolve() for given in inputs if given is not None):
+        if place.exists() and any(folder in (place, *place.parents) for folder in gone):
+            raise UsageError(f"--force would remove {place}, which this run reads: choose another --out")
     if run.exists():
         with run_lock(out):  # a run that goes on is not to be disturbed
             pass
         shutil.rmtree(run)
     if out.exists():
         shutil.rmtree(out)
+
+
+def written_here(folder: Path) -> bool:
+    """Whether a folder is Langmill's own work, a model, shards or a run, and so no text to learn from."""
+    made = any((folder / name).is_file() for name in ("lineage.json", "shards.json"))
+    return made or (folder.suffix == ".run" and (folder / "lock").is_file())
 
 
 def _names(folder: Path) -> set[str]:

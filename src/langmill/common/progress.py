@@ -33,6 +33,7 @@ class Progress:
         self._start = self._shown = time.monotonic()
         self._bar: Bar | None = None
         self._ended = False
+        self._printed: float | None = None  # what was done at the last plain line
 
     def __enter__(self) -> Self:
         self._start = self._shown = time.monotonic()
@@ -73,8 +74,12 @@ class Progress:
         return "  ".join([*parts, *named])
 
     def _print(self) -> None:
-        self._shown = time.monotonic()
+        self._shown, self._printed = time.monotonic(), self.done
         print(f"{self.description}  {self.status()}", file=sys.stderr, flush=True)
+
+    def _all_told(self) -> bool:
+        """Whether the last plain line was the final one already."""
+        return self.done == self._printed and not (self.total and self.done < self.total)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -84,7 +89,7 @@ class Progress:
             self._bar.update(self._bar.task_ids[0], status=self.status())
             self._bar.stop()
             self._bar = None
-        elif not self.quiet and (self.done or not error):
+        elif not self.quiet and (self.done or not error) and not self._all_told():
             self._print()
 
 

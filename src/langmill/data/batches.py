@@ -1,9 +1,10 @@
-"""Batches: whole documents packed into rows of equal length, with boundaries, in a resumable order.
+"""Batches: whole sequences packed into rows of equal length, with boundaries, in a resumable order.
 
-A document is the sequence [start, tokens..., boundary]; it predicts every token but the start. What fits
-into a row is never cut; a longer one gives full rows and a tail, which is packed like the rest (best-fit
-packing: Ding et al. 2024, arXiv:2404.10830). Order and packing follow from the seed alone, block by block,
-so that neither memory nor the time to the first batch grows with the corpus.
+A document of the shards is the sequence [start, tokens..., boundary]; it predicts every token but the start. Examples
+of another kind (conversations with a loss mask) come from a source of their own. What fits into a row is never cut; a
+longer one gives full rows and a tail, which is packed like the rest (best-fit packing: Ding et al. 2024,
+arXiv:2404.10830). Order and packing follow from the seed alone, block by block, so that neither memory nor the time to
+the first batch grows with the corpus.
 
 B rows, T predictions in a row.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +42,45 @@ class Batch:
     documents_BT: NDArray[np.int32]
     positions_BT: Ints
     sources: tuple[int, ...]
+
+
+class Sequences(Protocol):
+    """What is packed, by number. `identity` tells one set of sequences from another, as JSON."""
+
+    pad_id: int
+
+    def predictions(self, chosen: Ints) -> Ints:
+        """How many tokens each of them predicts."""
+
+    def copy(self, sequence: int, first: int, inputs: Ints, targets: Ints) -> None:
+        """Write predictions `first` and those after it: the tokens that are seen, and those that follow."""
+
+    def identity(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Documents:
+    """The documents of shards as sequences."""
+
+    shards: Shards
+    start_id: int
+    boundary_id: int
+    pad_id: int
+
+    def predictions(self, chosen: Ints) -> Ints:
+        return self.shards.lengths(chosen) + 1
+
+    def copy(self, sequence: int, first: int, inputs: Ints, targets: Ints) -> None:
+        ids, size = self.shards.tokens_of(sequence), len(inputs)
+        inside = ids[first : first + size]  # one short where the piece ends with the boundary
+        targets[: len(inside)] = inside
+        if len(inside) < size:
+            targets[-1] = self.boundary_id
+        inputs[0] = ids[first - 1] if first else self.start_id
+        inputs[1:] = ids[first : first + size - 1]
+
+    def identity(self) -> dict[str, Any]:
+        return {"tokenizer": self.shards.fingerprint}
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +166,7 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 class Packed:
     """Endless batches of `rows` rows of `length` predictions, epoch after epoch, for one of `world` ranks.
 
-    `indices` are the documents to use. Every token and boundary of them is predicted exactly once an
+    `indices` are the sequences of `source` to use. Every token and boundary of them is predicted exactly once an
     epoch; a batch may hold the end of one epoch and the start of the next. At each step the ranks take
     neighbouring rows of one stream, so together they see what a single process would. `state` at any
     batch border, given to `restore`, brings back exactly the batches that follow.
@@ -134,11 +174,8 @@ class Packed:
 
     def __init__(
         self,
-        shards: Shards,
+        source: Sequences,
         indices: Ints,
-        start_id: int,
-        boundary_id: int,
-        pad_id: int | None,
         length: int,
         rows: int,
         seed: int,
@@ -149,10 +186,10 @@ class Packed:
             raise DataError("there is no document to train on")
         if length < 1 or rows < 1 or not 0 <= rank < world:
             raise UsageError(f"cannot make {rows} rows of {length} tokens for rank {rank} of {world}")
-        self._filler = _Filler(shards, start_id, boundary_id, pad_id, length)
+        self._source = source
         self._indices, self._length, self._rows, self._seed = indices, length, rows, seed
         self._rank, self._world = rank, world
-        self.tokens_per_epoch = _predictions(shards, indices)
+        self.tokens_per_epoch = _predictions(source, indices)
         mean = max(1, self.tokens_per_epoch // len(indices))
         usual = min(_BLOCK_TOKENS // mean, _BLOCK_DOCUMENTS)
         self._block_documents = max(1, usual, _BLOCK_ROWS * length // mean)
@@ -169,8 +206,7 @@ class Packed:
         places = np.arange(first, min(first + self._block_documents, len(self._indices)))
         chosen = self._indices[shuffled(places, len(self._indices), self._seed << 40 ^ self.epoch)]
         order = np.random.default_rng((self._seed, self.epoch, self._block))
-        predictions = self._filler.shards.lengths(chosen) + 1
-        return _packed(chosen, predictions, self._length, order)
+        return _packed(chosen, self._source.predictions(chosen), self._length, order)
 
     def __iter__(self) -> Packed:
         return self
@@ -185,7 +221,7 @@ class Packed:
             if row in mine:
                 taken.append((self._pieces, self._row))
             self._row += 1
-        return self._filler.fill(taken, self._rows)
+        return self._fill(taken)
 
     def _advance(self) -> None:
         self._block, self._row = self._block + 1, 0
@@ -197,9 +233,9 @@ class Packed:
         return {
             "documents": len(self._indices),
             "tokens": self.tokens_per_epoch,
-            "tokenizer": self._filler.shards.fingerprint,
             "length": self._length,
             "seed": self._seed,
+            **self._source.identity(),
         }
 
     def state(self) -> dict[str, Any]:
@@ -218,55 +254,29 @@ class Packed:
         self.epoch, self._block, self._row = state["epoch"], state["block"], state["row"]
         self._pieces = self._pack()
 
-
-def _predictions(shards: Shards, indices: Ints) -> int:
-    """Tokens and boundaries of all documents, summed in pieces that fit the cache."""
-    step = 1 << 20
-    pieces = (indices[first : first + step] for first in range(0, len(indices), step))
-    return sum(int(shards.lengths(piece).sum()) + len(piece) for piece in pieces)
-
-
-class _Filler:
-    """Turns packed pieces into arrays."""
-
-    def __init__(
-        self,
-        shards: Shards,
-        start_id: int,
-        boundary_id: int,
-        pad_id: int | None,
-        length: int,
-    ) -> None:
-        self.shards, self.length = shards, length
-        self.start_id, self.boundary_id = start_id, boundary_id
-        self.pad_id = boundary_id if pad_id is None else pad_id  # masked in any case
-
-    def fill(self, taken: list[tuple[_Pieces, int]], rows: int) -> Batch:
-        shape = (rows, self.length)
-        tokens_BT = np.full(shape, self.pad_id, dtype=np.int64)
+    def _fill(self, taken: list[tuple[_Pieces, int]]) -> Batch:
+        shape = (self._rows, self._length)
+        tokens_BT = np.full(shape, self._source.pad_id, dtype=np.int64)
         targets_BT = np.full(shape, IGNORED, dtype=np.int64)
         documents_BT = np.zeros(shape, dtype=np.int32)
         positions_BT = np.zeros(shape, dtype=np.int64)
         sources: dict[int, None] = {}
-        count = np.arange(self.length)
+        count = np.arange(self._length)
         for row, (pieces, which) in enumerate(taken):
             at = 0
             for segment, piece in enumerate(range(pieces.rows[which], pieces.rows[which + 1]), 1):
-                document, size = int(pieces.document[piece]), int(pieces.length[piece])
+                sequence, size = int(pieces.document[piece]), int(pieces.length[piece])
                 cells = (row, slice(at, at + size))
-                self._copy(document, int(pieces.first[piece]), size, tokens_BT[cells], targets_BT[cells])
+                self._source.copy(sequence, int(pieces.first[piece]), tokens_BT[cells], targets_BT[cells])
                 documents_BT[cells] = segment
                 positions_BT[cells] = count[:size]
-                sources[document] = None
+                sources[sequence] = None
                 at += size
         return Batch(tokens_BT, targets_BT, documents_BT, positions_BT, tuple(sources))
 
-    def _copy(self, document: int, first: int, size: int, inputs: Ints, targets: Ints) -> None:
-        """Predictions `first` to `first + size` of [start, tokens..., boundary]."""
-        ids = self.shards.tokens_of(document)
-        inside = ids[first : first + size]  # one short where the piece ends with the boundary
-        targets[: len(inside)] = inside
-        if len(inside) < size:
-            targets[-1] = self.boundary_id
-        inputs[0] = ids[first - 1] if first else self.start_id
-        inputs[1:] = ids[first : first + size - 1]
+
+def _predictions(source: Sequences, indices: Ints) -> int:
+    """Predictions of all sequences, summed in pieces that fit the cache."""
+    step = 1 << 20
+    pieces = (indices[first : first + step] for first in range(0, len(indices), step))
+    return sum(int(source.predictions(piece).sum()) for piece in pieces)

@@ -1,8 +1,9 @@
 """Files and folders to documents: streaming, in bounded memory, and nothing is lost in silence.
 
 A file or row that cannot be used is counted in the ledger with its reason, and reading goes on. Folders
-are read recursively in sorted order, each folder once however many links lead to it. Bytes must be UTF-8
-(a leading byte-order mark is removed).
+are read recursively in sorted order, each folder once however many links lead to it; models and runs of
+Langmill's own that lie among the texts are passed over. Bytes must be UTF-8 (a leading byte-order mark is
+removed).
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from langmill.common.errors import DataError, MissingExtra
+from langmill.common.errors import DataError, MissingExtra, UsageError
+from langmill.common.files import written_here
 from langmill.common.settings import DataSettings
 from langmill.data.pipeline import Ledger
 from langmill.data.streams import BROKEN, CHUNK, COMPRESSED, first_bad_byte, lines, open_bytes
 from langmill.text.document import Document
 
 MAX_ROW = 16 << 20  # bytes of one row of JSONL, CSV or Parquet: a longer one is rejected
+_FEW_ZEROS = 10  # text holds at most one zero byte in so many
 _NAMED = 50  # a folder with more entries than this counts as one source, not each entry as one
 _TOO_LONG = f"row longer than {MAX_ROW >> 20} MiB"
 
@@ -63,10 +66,10 @@ def read(paths: Sequence[str | Path], settings: DataSettings, ledger: Ledger) ->
 
     .txt and .md are cut into documents of at most `settings.section_bytes` at blank lines, else lines
     (the pieces join to the file); .jsonl, .csv and .parquet give one for each row, from
-    `settings.text_field`. Text formats may be compressed (.gz, .zst). DataError where a path does not
-    exist, a file named by itself has no known format, or nothing at all was found; MissingExtra where
-    .zst or .parquet needs a package.
+    `settings.text_field`. Text formats may be compressed (.gz, .zst). UsageError as `check_paths` raises
+    it, DataError where nothing at all was found, MissingExtra where .zst or .parquet needs a package.
     """
+    check_paths(paths)
     found = False
     for file, source in files(paths, ledger):
         for document in READERS[format_of(file)](_Reading(file, source, settings, ledger)):
@@ -79,6 +82,15 @@ def read(paths: Sequence[str | Path], settings: DataSettings, ledger: Ledger) ->
             f"{', '.join(READERS)} (text formats also with {' or '.join(COMPRESSED)}); "
             + ("set aside: " + "; ".join(reasons) if reasons else "there was no file")
         )
+
+
+def check_paths(paths: Sequence[str | Path]) -> None:
+    """UsageError where a path does not exist, or a file named by itself has no known format."""
+    for path in map(Path, paths):
+        if not path.exists():
+            raise UsageError(f"{path} does not exist")
+        if not path.is_dir() and not format_of(path):
+            raise UsageError(f"{path} is not a known format: known are {', '.join(READERS)}")
 
 
 def format_of(file: PurePath) -> str:
@@ -94,14 +106,10 @@ def files(paths: Sequence[str | Path], ledger: Ledger) -> Iterator[tuple[Path, s
     """Every file to read, with the source it counts for; what cannot be read is counted in the ledger."""
     seen: set[tuple[int, int]] = set()
     for path in map(Path, paths):
-        if not path.exists():
-            raise DataError(f"{path} does not exist")
         if path.is_dir():
             yield from _folder(path, None, ledger, seen)
-        elif format_of(path):
-            yield path, path.as_posix()
         else:
-            raise DataError(f"{path} is not a known format: known are {', '.join(READERS)}")
+            yield path, path.as_posix()
 
 
 def _folder(
@@ -128,6 +136,8 @@ def _folder(
             continue
         if entry.name.startswith("."):
             ledger.reject(mine, entry.as_posix(), "hidden file or folder", status.st_size)
+        elif stat.S_ISDIR(status.st_mode) and written_here(entry):
+            ledger.reject(mine, entry.as_posix(), "a model or run of Langmill", 0)
         elif stat.S_ISDIR(status.st_mode):
             yield from _folder(entry, mine, ledger, seen)
         elif not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
@@ -180,22 +190,32 @@ def _is_utf8(reading: _Reading) -> bool:
     """Whether the file is UTF-8 to its end, or to where it is damaged; it is rejected where not."""
     try:
         with open_bytes(reading.file) as stream:
-            wide = stream.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-            bad = 0 if wide else first_bad_byte(stream)
+            if detail := _no_text(stream.peek()):
+                reading.reject_all("not UTF-8", detail)
+                return False
+            bad = first_bad_byte(stream)
     except BROKEN:
         return True  # the reading that follows reports it
     if bad is not None:
-        detail = "it is UTF-16: save it as UTF-8" if wide else f"byte {bad} is not part of a UTF-8 character"
-        reading.reject_all("not UTF-8", detail)
+        reading.reject_all("not UTF-8", f"byte {bad} is not part of a UTF-8 character")
     return bad is None
+
+
+def _no_text(head: bytes) -> str:
+    """Why a file that begins so is not UTF-8 although its bytes may look like it; "" where nothing says so."""
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "it is UTF-16: save it as UTF-8"
+    if head.count(0) * _FEW_ZEROS > len(head):
+        return "many of its bytes are zero: it is UTF-16 without a mark (save it as UTF-8), or no text at all"
+    return ""
 
 
 def _jsonl(reading: _Reading) -> Iterator[Document]:
     field, number = reading.settings.text_field, 0
     try:
         with open_bytes(reading.file) as stream:
-            if stream.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-                reading.reject_all("not UTF-8", "it is UTF-16: save it as UTF-8")
+            if detail := _no_text(stream.peek()):
+                reading.reject_all("not UTF-8", detail)
                 return
             for number, line, size in lines(stream, MAX_ROW):
                 if line is None:

@@ -14,7 +14,7 @@ from langmill.common.errors import DataError, UsageError
 from langmill.common.files import atomic_folder
 from langmill.common.progress import track
 from langmill.common.settings import DataSettings, TokenizerSettings
-from langmill.data.batches import Packed
+from langmill.data.batches import Documents, Packed
 from langmill.data.pipeline import Ledger
 from langmill.data.readers import read
 from langmill.data.shards import Shards, write_shards
@@ -56,7 +56,8 @@ class Corpus:
     def batches(self, length: int, rows: int, seed: int) -> Packed:
         """Endless packed batches of the training documents; equal arguments give equal batches."""
         t = self.tokenizer
-        return Packed(self.shards, self.train, t.start_id, t.boundary_id, t.pad_id, length, rows, seed)
+        pad = t.boundary_id if t.pad_id is None else t.pad_id  # masked in any case
+        return Packed(Documents(self.shards, t.start_id, t.boundary_id, pad), self.train, length, rows, seed)
 
     def held_out(self, most_tokens: int) -> Ints:
         """Held-out documents of at most `most_tokens` together (at least one), an even choice by their hash."""

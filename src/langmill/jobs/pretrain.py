@@ -24,8 +24,10 @@ from langmill.common.errors import ModelError, SettingsError, UsageError
 from langmill.common.files import claim_out, read_json, run_folder, run_lock, write_json
 from langmill.common.metrics import Report
 from langmill.common.settings import PretrainSettings, QuickstartSettings, Settings
+from langmill.data.readers import check_paths
 from langmill.data.shards import Shards
 from langmill.evaluate.loss import Scores
+from langmill.families import hub
 from langmill.families.folder import Model, check_match, load, save
 from langmill.infer.ready import find_device
 from langmill.jobs import corpus as text
@@ -79,12 +81,15 @@ def run(settings: PretrainSettings, *, quiet: bool = False) -> Report:
     resumed run's settings changed, TrainingError where memory or disk do not suffice, Interrupted on Ctrl-C.
     """
     started = time.monotonic()
-    claim_out(settings.out, settings.resume, settings.force, resumable=True)
+    if not settings.resume:  # then the text has perhaps been read already
+        _check(settings)
+    inputs = [*settings.path, settings.from_model, settings.tokenizer.path]
+    claim_out(settings.out, settings.resume, settings.force, resumable=True, inputs=inputs)
     folder = run_folder(settings.out)
     with run_lock(settings.out):
+        settings = settled(settings, folder)
         if settings.resume and (done := _finished(settings.out, folder)):
             return done
-        settings = settled(settings, folder)
         save_settings(settings, folder / "settings.yaml")
         ready = prepare(settings, folder, quiet)
         save_settings(ready.settings, folder / "settings.yaml")
@@ -95,6 +100,15 @@ def run(settings: PretrainSettings, *, quiet: bool = False) -> Report:
             export(settings.out, ready.settings, ready.corpus, ready.model, scores, outcome, before)
         entrant = Entrant("this model", ready.model, outcome, scores, folder)
         return write_report(ready.settings, ready.corpus, entrant, before, time.monotonic() - started)
+
+
+def _check(settings: PretrainSettings) -> None:
+    """Raise for what cannot work, before --force removes anything."""
+    check_paths(settings.path)
+    if settings.from_model:
+        hub.resolve(settings.from_model)
+    else:
+        target(settings.model.size)
 
 
 def _finished(out: Path, folder: Path) -> Report | None:

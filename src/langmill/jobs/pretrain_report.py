@@ -133,8 +133,8 @@ def _words(
     ]
     if scores is not None:
         was = "" if before is None else f", before {three(before.bits_per_byte)}"
-        interval = between(scores.bits_per_byte_interval)
+        interval = scores.bits_per_byte_interval and f" ({between(scores.bits_per_byte_interval)})"
         others = ", ".join(f"{name} {three(value)}" for name, value in compressed.items())
-        lines.append(f"held out: {three(scores.bits_per_byte)} bits per byte ({interval}){was}; {others}")
+        lines.append(f"held out: {three(scores.bits_per_byte)} bits per byte{interval or ''}{was}; {others}")
     lines += [f"note: {notice}" for notice in notices]
     return [*lines, f"report: {entrant.folder / 'report.html'}", f"next: {next_commands(settings)[0][1]}"]

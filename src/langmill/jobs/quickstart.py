@@ -17,6 +17,7 @@ from langmill.common.metrics import Report
 from langmill.common.progress import track
 from langmill.common.settings import ModelSettings, QuickstartSettings, TokenizerSettings, TrainSettings
 from langmill.data.pipeline import Ledger
+from langmill.data.readers import check_paths
 from langmill.infer.ready import find_device
 from langmill.jobs import corpus as text
 from langmill.jobs.corpus import Corpus
@@ -58,7 +59,8 @@ def run(settings: QuickstartSettings, *, quiet: bool = False) -> Report:
     OUT.run holds report.html, shards, and the LSTM under lstm/model.
     """
     started = time.monotonic()
-    claim_out(settings.out, force=settings.force)
+    check_paths(settings.text)
+    claim_out(settings.out, force=settings.force, inputs=settings.text)
     folder = run_folder(settings.out)
     with run_lock(settings.out):
         save_settings(settings, folder / "settings.yaml")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from langmill.common.files import claim_out, run_folder, run_lock
 from langmill.common.metrics import Report
 from langmill.common.settings import ShardsSettings
+from langmill.data.readers import check_paths
 from langmill.jobs import corpus
 from langmill.jobs.report import bytes_shown, shown
 from langmill.jobs.tokenizer import find
@@ -15,8 +16,9 @@ def run(settings: ShardsSettings, *, quiet: bool = False) -> Report:
 
     OUT can be given to `langmill pretrain` any number of times. UsageError where it exists without --force.
     """
-    claim_out(settings.out, force=settings.force)
+    check_paths(settings.path)
     tokenizer = find(settings.tokenizer)
+    claim_out(settings.out, force=settings.force, inputs=[*settings.path, settings.tokenizer])
     errors = run_folder(settings.out) / "errors.jsonl"
     with run_lock(settings.out):
         source = corpus.files(settings.path, settings.data)

@@ -12,6 +12,7 @@ from langmill.common.errors import ModelError
 from langmill.common.files import claim_out
 from langmill.common.metrics import Report
 from langmill.common.settings import TokenizerInspectSettings, TokenizerSettings, TokenizerTrainSettings
+from langmill.data.readers import check_paths
 from langmill.families import gguf_file, gguf_tokenizer
 from langmill.families.hub import resolve
 from langmill.jobs import corpus
@@ -37,7 +38,8 @@ def find(where: str) -> Tokenizer:
 
 def train(settings: TokenizerTrainSettings, *, quiet: bool = False) -> Report:
     """Train on a bounded sample of the text and write tokenizer.json with its companions to OUT."""
-    claim_out(settings.out, force=settings.force)
+    check_paths(settings.path)
+    claim_out(settings.out, force=settings.force, inputs=settings.path)
     wanted = TokenizerSettings(
         kind=settings.kind, vocab_size=settings.vocab_size, sample_bytes=settings.sample_bytes
     )

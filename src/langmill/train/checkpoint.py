@@ -1,7 +1,7 @@
 """Checkpoints: what a run needs to go on exactly, in folders that are whole or not there.
 
     checkpoints/step-00000100/
-        model.safetensors       weights by name, a shared one once
+        model.safetensors       trained weights by name, a shared one once
         optimizer.safetensors   state by weight's name: see Optimizer.tensors
         state.json              everything else, and the SHA-256 of the two files; written last
 
@@ -133,10 +133,12 @@ def prune(folder: Path, keep_last: int, best_step: int | None) -> None:
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
-    """A model's weights and buffers by name; one that is shared appears once, under its first name."""
-    seen: set[int] = set()
-    named = model.state_dict(keep_vars=True).items()
-    return {name: tensor for name, tensor in named if not (id(tensor) in seen or seen.add(id(tensor)))}  # type: ignore[func-returns-value]
+    """A model's trained weights by name; one that is shared appears once, under its first name.
+
+    What is frozen (all but the adapters, where there are some) is what the run was started on, and not kept.
+    """
+    named = model.named_parameters()  # names a shared one once
+    return {name: weight for name, weight in named if weight.requires_grad}
 
 
 def identity(settings: TrainSettings, model: nn.Module, seed: int) -> dict[str, Any]:

@@ -119,10 +119,10 @@ def fit(
     """
     run = _Run(model, batches, objective, settings, folder, seed, validate, name_of, gradients, quiet)
     run.metrics = Metrics(folder, tensorboard)
-    with reproducible(run.device), Signals(quiet) as signals, contextlib.closing(run.metrics):
-        run.begin(resume)
+    with reproducible(run.device), contextlib.closing(run.metrics):
+        run.begin(resume)  # before it a signal ends the program at once: there is nothing new to save
         state, stopped = run.state, False
-        with track("training", run.steps - state.step, "steps", quiet) as bar:
+        with Signals(quiet) as signals, track("training", run.steps - state.step, "steps", quiet) as bar:
             while state.step < run.steps and not stopped and not signals.caught and run.step():
                 run.evaluate()
                 run.log()
@@ -130,7 +130,7 @@ def fit(
                 stopped = any(answers)
                 run.save()
                 bar.advance(1, loss=run.recent_loss(), tokens_per_second=state.tokens / state.seconds)
-        run.save(now=True)
+            run.save(now=True)
     if signals.caught:
         raise signals.interrupted(state.step, run.steps)
     return run.outcome(stopped)
@@ -208,6 +208,8 @@ class _Run:
         if saved.get("identity") == identity:
             self._take(Choices.restore(saved["choices"]))
         else:
+            if self.settings.dtype == "auto" or self.settings.compile == "auto":
+                self.say("measuring which number type and compilation are fastest here")
             with explained(1):
                 sample = tensors(self.sample, self.device)
                 self.choices, self.prepared = choose_and_prepare(

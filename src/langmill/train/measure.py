@@ -22,6 +22,7 @@ from langmill.model.count import training_flops
 from langmill.train.guard import first_line
 from langmill.train.objectives import Objective, Tensors
 
+TRIAL_TOKENS = 2048  # of a batch, in the trials that need not have its real shape
 TRIAL_SECONDS = 6.0  # for each comparison, after which the running round is the last
 MARGIN = 1.05  # what is less exact or slower to start must be this much faster
 COMPILE_GAIN = 0.15  # share of the eager time that it saves; measured 0.05 to 0.2 on two CPUs
@@ -58,16 +59,22 @@ class _Trials:
     def device(self) -> torch.device:
         return self.batch["tokens"].device
 
-    def once(self, dtype: Dtype, compiled: bool = False) -> None:
+    def few(self) -> tuple[Tensors, float]:
+        """Some rows of the batch, and how many times as many it has."""
+        rows, length = self.batch["tokens"].shape
+        kept = min(rows, max(1, TRIAL_TOKENS // length))
+        return {name: value[:kept] for name, value in self.batch.items()}, rows / kept
+
+    def once(self, dtype: Dtype, compiled: bool = False, batch: Tensors | None = None) -> None:
         key = (dtype, compiled)
         if key not in self.prepared:
             self.prepared[key] = prepare(self.objective, dtype, compiled, self.device)
         self.model.zero_grad(set_to_none=True)
-        self.prepared[key](self.model, self.batch)[0].backward()
+        self.prepared[key](self.model, batch or self.batch)[0].backward()
 
-    def race(self, *kinds: tuple[Dtype, bool]) -> list[float]:
+    def race(self, *kinds: tuple[Dtype, bool], batch: Tensors | None = None) -> list[float]:
         """The best seconds of each."""
-        return race([lambda kind=kind: self.once(*kind) for kind in kinds], self.device)  # type: ignore[misc]
+        return race([lambda kind=kind: self.once(*kind, batch=batch) for kind in kinds], self.device)  # type: ignore[misc]
 
 
 def choose(
@@ -101,7 +108,7 @@ def choose_and_prepare(
 def _dtype(trials: _Trials, settings: TrainSettings) -> tuple[Dtype, str]:
     if settings.dtype != "auto":
         return settings.dtype, f"{settings.dtype}: as train.dtype says"
-    float32, bfloat16 = trials.race(("float32", False), ("bfloat16", False))
+    float32, bfloat16 = trials.race(("float32", False), ("bfloat16", False), batch=trials.few()[0])
     gain = float32 / bfloat16
     return (
         "bfloat16" if gain > MARGIN else "float32",
@@ -116,7 +123,8 @@ def _compile(trials: _Trials, settings: TrainSettings, dtype: Dtype, micro_batch
     if isinstance(config, LSTMConfig):
         return False, "eager: torch.compile does nothing for an LSTM"
     if settings.compile == "auto":
-        run_seconds = trials.race((dtype, False))[0] * micro_batches
+        few, times = trials.few()
+        run_seconds = trials.race((dtype, False), batch=few)[0] * times * micro_batches
         cost = compile_seconds(config.decoder.layers if isinstance(config, ModelConfig) else 6)
         if run_seconds * COMPILE_GAIN < cost:
             return (
