@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 class Command:
     """`langmill NAME POSITIONAL...` makes `settings` and calls `function` of `module` with them.
 
-    `preview` is the module whose `run` answers --dry-run; without one the settings are shown.
+    `preview`, "module:function", answers --dry-run; without one the settings are shown.
     """
 
     name: str
@@ -59,8 +59,13 @@ COMMANDS = (
     ),
     Command(
         "pretrain", "jobs.pretrain", "Text or shards to a model folder.", "PretrainSettings", ("path",),
-        preview="jobs.preview",
+        preview="jobs.preview:run",
     ),
+    Command(
+        "finetune", "jobs.finetune", "Teach a model, from conversations.",
+        "FinetuneSettings", ("model",), preview="jobs.finetune:preview",
+    ),
+    Command("merge", "jobs.merge", "An adapter and its model to one model.", "MergeSettings", ("adapter",)),
     Command("generate", "apps.generate", "A model writes on from a prompt.", "GenerateSettings", ("model", "prompt")),
     Command("evaluate", "jobs.evaluate", "Loss and bits per byte of a model.", "EvaluateSettings", ("model",)),
 )  # fmt: skip
@@ -142,7 +147,7 @@ def _execute(call: Call, as_json: bool) -> tuple[Report, float]:
     if call.dry_run:
         if call.row.preview is None:
             return _shown(settings), 0.0
-        module, name = call.row.preview, "run"
+        module, name = call.row.preview.split(":")
     function = getattr(importlib.import_module(f"langmill.{module}"), name)
     quiet = call.quiet or (as_json and call.row.name == "generate")  # nothing streams before the JSON object
     start = time.monotonic()
@@ -325,7 +330,10 @@ def _command(row: Command) -> Callable[..., Call]:
         quiet: Annotated[bool, typer.Option("--quiet", help="show no progress")] = False,
         dry_run: Annotated[
             bool,
-            typer.Option("--dry-run", help="print the settings (pretrain: and the plan), and stop"),
+            typer.Option(
+                "--dry-run",
+                help="print the settings (pretrain: the plan, finetune: three examples), and stop",
+            ),
         ] = False,
     ) -> Call:
         return Call(row, words or [], ctx.meta["langmill.verbatim"], config, seed, quiet, dry_run)

@@ -194,6 +194,82 @@ class PretrainSettings(Settings):
     train: TrainSettings = TrainSettings()
 
 
+class LoRASettings(Settings):
+    """The adapters that are trained in place of a model's own weights."""
+
+    lora_r: int = Field(
+        16, ge=1, le=4096, description="rank of the change: more learns more and takes more memory"
+    )
+    lora_alpha: float = Field(32.0, gt=0, description="the change is scaled by alpha / r")
+    lora_dropout: float = Field(
+        0.0, ge=0, lt=1, description="share of an adapter's inputs dropped in training"
+    )
+    lora_targets: list[str] = Field(
+        default_factory=list, description="layers to adapt, such as q_proj v_proj; none: all linear ones"
+    )
+    use_rslora: bool = Field(False, description="scale by alpha / sqrt(r), for high ranks")
+    use_dora: bool = Field(False, description="learn the lengths of the weights' rows apart (DoRA); slower")
+
+
+class FinetuneTrainSettings(TrainSettings):
+    """Training settings whose defaults suit a model that knows much already."""
+
+    num_train_epochs: float | None = Field(
+        3.0, gt=0, description="passes over the examples, unless max_steps is given"
+    )
+    warmup_ratio: float = Field(
+        0.03, ge=0, lt=1, description="share of the steps in which the learning rate rises from 0 to its peak"
+    )
+    weight_decay: float = Field(0.0, ge=0, description="decoupled decay of matrices (norms and biases: none)")
+    beta2: float = Field(0.999, gt=0, lt=1, description="AdamW: decay of the mean of the gradient's square")
+
+
+class FinetuneSettings(Settings):
+    """`langmill finetune`: a model and a file of conversations in, an adapter or a model out."""
+
+    model: str = Field(description="model to start from: folder, .gguf file or hub id")
+    task: Literal["chat"] = Field("chat", description="chat: answer as the conversations' assistant does")
+    data: list[str] = Field(
+        min_length=1,
+        description="conversations: .jsonl (.gz, .zst), .json or .parquet with messages, prompt and completion, Alpaca "
+        "or ShareGPT rows (repeatable)",
+    )
+    out: Path = Field(description="folder to write; its private run folder is OUT.run")
+    method: Literal["lora", "qlora", "full"] = Field(
+        "lora",
+        description="lora: train a small adapter; qlora: on 4-bit weights, least memory; full: all weights",
+    )
+    too_long: Literal["drop", "truncate", "split"] = Field(
+        "drop",
+        description="examples longer than max_length: leave out, keep the beginning, or train in pieces",
+    )
+    holdout: float = Field(
+        0.05, ge=0, lt=1, description="share of the examples kept out of training for evaluation, by a hash"
+    )
+    template: Path | None = Field(
+        None, description="a Jinja chat template to use in place of the model's own, or where it has none"
+    )
+    preview: int = Field(
+        0, ge=0, description="show so many examples with what is trained in colour, and stop"
+    )
+    samples: int = Field(4, ge=0, description="held-out prompts answered before and after, for the report")
+    resume: bool = Field(False, description="go on with an interrupted run in the same --out")
+    force: bool = Field(False, description="replace an existing --out")
+    seed: Seed = 0
+    track: bool = Field(False, description="write TensorBoard files too (extra: track)")
+    lora: LoRASettings = LoRASettings()
+    train: FinetuneTrainSettings = FinetuneTrainSettings()
+
+
+class MergeSettings(Settings):
+    """`langmill merge`: an adapter worked into its model."""
+
+    adapter: str = Field(description="folder of a PEFT adapter")
+    out: Path = Field(description="model folder to write")
+    base: str | None = Field(None, description="the model it belongs to; none: as the adapter names it")
+    force: bool = Field(False, description="replace an existing --out")
+
+
 class QuickstartSettings(Settings):
     """`langmill quickstart`: text to model to report, in minutes."""
 

@@ -47,7 +47,8 @@ class Batch:
 class Sequences(Protocol):
     """What is packed, by number. `identity` tells one set of sequences from another, as JSON."""
 
-    pad_id: int
+    @property
+    def pad_id(self) -> int: ...
 
     def predictions(self, chosen: Ints) -> Ints:
         """How many tokens each of them predicts."""

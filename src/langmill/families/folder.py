@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ from langmill.text.tokenizer import Tokenizer
 
 Model = Transformer | LSTM
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+HEAD = "lm_head.weight"  # the output layer's name in every family
 SHARD_BYTES = 5 * 10**9
 
 
@@ -31,6 +33,8 @@ def load(
     where: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
 ) -> tuple[Model, Tokenizer | None]:
     """A model and its tokenizer from a folder, a .gguf file or a hub id ("name/model[@revision]").
+
+    The folder may hold a PEFT adapter: then it is loaded onto the model that it names.
 
     dtype: the type that the weights are brought to. The tokenizer is None where the folder has none.
     ModelError says which file and tensor is wrong; nothing is allocated before the shapes agree.
@@ -42,6 +46,10 @@ def load(
         from langmill.families.gguf import load_gguf
 
         return load_gguf(path, dtype=dtype, device=device)
+    from langmill.families import peft
+
+    if peft.is_adapter(path):
+        return peft.load_adapted(path, None, dtype, device)
     model = load_model(path, dtype).to(device)
     has_tokenizer = (path / "tokenizer.json").exists()
     tokenizer = Tokenizer.load(path) if has_tokenizer else None
@@ -68,6 +76,11 @@ def load_model(path: Path, dtype: torch.dtype = torch.float32) -> Model:
     """The model of a folder, without its tokenizer, ready for use (in evaluation mode)."""
     theirs = read_config(path / "config.json")
     kind = family(theirs.get("model_type"), path / "config.json")
+    if method := theirs.get("quantization_config"):
+        method = method.get("quant_method") if isinstance(method, dict) else method
+        raise ModelError(
+            f"{path}: its weights are quantised ({method}); take the model before that, or a .gguf file"
+        )
     files = _files(path)
     try:
         handles = [safe_open(file, framework="pt") for file in files]
@@ -93,12 +106,28 @@ def assemble(
     dtype: torch.dtype,
 ) -> Model:
     """A model of family file `kind` from its foreign configuration and tensors: the one way in, for every format."""
-    config = kind.config(theirs)
+    try:
+        config = _untied(kind, kind.config(theirs), names, read)
+    except ModelError as error:
+        raise ModelError(f"{where}: {error}") from None
+    depth = config.layers if isinstance(config, LSTMConfig) else config.decoder.layers
+    if depth > len(names):
+        raise ModelError(f"{where}: {depth} layers are announced, but there are only {len(names)} tensors")
     with torch.device("meta"):  # shapes alone: a configuration that lies about its size costs nothing
         model: Model = LSTM(config) if isinstance(config, LSTMConfig) else Transformer(config)
-    ignored = tuple(kind.IGNORED) + (("lm_head.weight",) if model.head is None else ())
+    ignored = tuple(kind.IGNORED) + ((HEAD,) if model.head is None else ())
     weights.load(model, kind.rules(config), names, read, ignored, where, dtype)
     return model.eval()
+
+
+def _untied(kind: Any, config: Config, names: Mapping[str, Any], read: Callable[[str], Tensor]) -> Config:
+    """An output matrix of its own counts, even where the configuration calls it the embedding, as in transformers."""
+    if isinstance(config, LSTMConfig) or not config.head.tied or HEAD not in names:
+        return config
+    embedding = next(r.theirs for r in kind.rules(config) if r.ours == ("tokens.weight",))
+    if embedding not in names or torch.equal(read(HEAD), read(embedding)):
+        return config
+    return dataclasses.replace(config, head=dataclasses.replace(config.head, tied=False))
 
 
 def save(
@@ -160,7 +189,7 @@ def read_config(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelError(f"{path} is missing: {path.parent} is not a model folder") from None
-    except (ValueError, OSError) as reason:
+    except (ValueError, OSError, RecursionError) as reason:
         raise ModelError(f"{path} cannot be read as JSON: {reason}") from None
     if not isinstance(value, dict):
         raise ModelError(f"{path} holds no JSON object")

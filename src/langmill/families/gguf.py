@@ -20,7 +20,7 @@ from torch import Tensor
 
 from langmill.common.errors import ModelError
 from langmill.families import family, folder
-from langmill.families.gguf_file import File, read
+from langmill.families.gguf_file import File, read, scalar
 from langmill.families.gguf_tokenizer import build
 from langmill.model.config import Config
 from langmill.text.tokenizer import Tokenizer
@@ -100,7 +100,7 @@ def _outline(path: Path, pre: str | None) -> tuple[File, dict[str, Any], Config,
 
 def configuration(file: File) -> dict[str, Any]:
     """The metadata as the `config.json` of the model's Hugging Face folder."""
-    arch = file.metadata.get("general.architecture")
+    arch = scalar(file.metadata, "general.architecture", file.path)
     if arch not in NAMES:
         raise ModelError(f"{file.path}: general.architecture is {arch!r}; supported are {', '.join(NAMES)}")
     if _number(file, "split.count", 1) > 1:
@@ -108,7 +108,7 @@ def configuration(file: File) -> dict[str, Any]:
             f"{file.path}: one part of a split model; join the parts with llama-gguf-split --merge"
         )
     for key, neutral in _NEUTRAL.items():
-        if (value := file.metadata.get(f"{arch}.{key}", neutral)) != neutral:
+        if (value := scalar(file.metadata, f"{arch}.{key}", file.path, neutral)) != neutral:
             raise ModelError(f"{file.path}: {arch}.{key} = {value!r} is not supported")
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
@@ -191,7 +191,7 @@ def _rope(file: File, arch: str, length: int) -> dict[str, Any]:
     base = _real(file, f"{arch}.rope.freq_base", 10000.0)
     at = f"{arch}.rope.scaling"
     old = _real(file, f"{arch}.rope.scale_linear", 1.0)  # files of 2023
-    kind = file.metadata.get(f"{at}.type", "linear" if old != 1.0 else "none")
+    kind = scalar(file.metadata, f"{at}.type", file.path, "linear" if old != 1.0 else "none")
     if FACTORS in file.tensors:
         if kind not in ("none", "llama3"):
             raise ModelError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,14 @@ def read(path: Path) -> File:
     infos = [_tensor(cursor, index, sizes, alignment) for index in range(tensor_count)]
     tensors = _place(cursor, infos, alignment)
     return File(path, metadata, tensors, np.frombuffer(mapped, np.uint8))
+
+
+def scalar(metadata: Mapping[str, Any], key: str, where: Path, default: Any = None) -> Any:
+    """A number, truth value or string of the metadata; ModelError naming the key where it is a list."""
+    value = metadata.get(key, default)
+    if isinstance(value, list | np.ndarray):
+        raise ModelError(f"{where}: {key} is a list of {len(value)}; one value is needed")
+    return value
 
 
 class _Cursor:

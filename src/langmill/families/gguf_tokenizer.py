@@ -12,15 +12,18 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
 from langmill.common.errors import ModelError
+from langmill.families.gguf_file import scalar
 from langmill.text.tokenizer import Specials, Tokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 SPACE = "\u2581"
+MAX_PIECE = 1 << 10  # characters; every cut of every piece is looked at
 # Tokens that end a document or a turn by their name; files often list only one of them.
 ENDS = frozenset(
     "<|eot_id|> <|eom_id|> <|im_end|> <|end|> <|return|> <|call|> <|calls|> <|flush|> <end_of_turn> <|endoftext|> "
@@ -36,7 +39,7 @@ def build(metadata: Mapping[str, Any], where: Path, pre: str | None = None) -> T
     pre: a name of pretokenizers.yaml to use instead of the file's own, where that is missing or unknown.
     Raises ModelError naming the field that is missing, malformed or not supported.
     """
-    kind = metadata.get("tokenizer.ggml.model", "none")
+    kind = scalar(metadata, "tokenizer.ggml.model", where, "none")
     if kind in ("none", "no_vocab"):
         return None
     if kind not in ("gpt2", "llama"):
@@ -61,7 +64,7 @@ def build(metadata: Mapping[str, Any], where: Path, pre: str | None = None) -> T
         raise
     except Exception as error:  # the library raises plain Exception
         raise ModelError(f"{where}: the tokenizer cannot be rebuilt: {error}") from error
-    return _finish(backend, metadata, tokens, marked, ids, add_bos)
+    return _finish(backend, metadata, tokens, marked, ids, add_bos, where)
 
 
 def _tokens(metadata: Mapping[str, Any], where: Path) -> tuple[list[str], list[int]]:
@@ -70,7 +73,8 @@ def _tokens(metadata: Mapping[str, Any], where: Path) -> tuple[list[str], list[i
     if not isinstance(tokens, list) or not tokens:
         raise ModelError(f"{where}: tokenizer.ggml.tokens is missing or not a list of strings")
     types = metadata.get("tokenizer.ggml.token_type", [NORMAL] * len(tokens))
-    if isinstance(types, str) or not hasattr(types, "__len__") or len(types) < len(tokens):
+    types = np.asarray(types)
+    if types.ndim != 1 or types.dtype.kind not in "iu" or len(types) < len(tokens):
         raise ModelError(
             f"{where}: tokenizer.ggml.token_type does not give a type for each of {len(tokens)} tokens"
         )
@@ -83,7 +87,7 @@ def _tokens(metadata: Mapping[str, Any], where: Path) -> tuple[list[str], list[i
 
 def _id(metadata: Mapping[str, Any], name: str, count: int, where: Path) -> int | None:
     key = f"tokenizer.ggml.{name}_token_id"
-    value = metadata.get(key)
+    value = scalar(metadata, key, where)
     if value is None or value == 0xFFFFFFFF:  # -1: none
         return None
     if type(value) is not int or not 0 <= value < count:
@@ -138,9 +142,9 @@ def _pre_tokenizer(
     text = resources.files("langmill.families").joinpath("pretokenizers.yaml").read_text("utf-8")
     table = yaml.safe_load(text)
     implied = {"gpt2": "gpt-2", "qwen2": "qwen2", "qwen3": "qwen2"}.get(
-        metadata.get("general.architecture", "")
+        scalar(metadata, "general.architecture", where)
     )
-    name = override or metadata.get("tokenizer.ggml.pre", implied)
+    name = override or scalar(metadata, "tokenizer.ggml.pre", where, implied)
     if name not in table["names"]:
         raise ModelError(
             f"{where}: the pre-tokenizer {name!r} (tokenizer.ggml.pre) is not known; "
@@ -153,8 +157,8 @@ def _pre_tokenizer(
 def _sentencepiece(
     metadata: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int], unknown: int | None, where: Path
 ) -> Backend:
-    scores = metadata.get("tokenizer.ggml.scores")
-    if scores is None or isinstance(scores, str) or len(scores) < len(tokens):
+    scores = np.asarray(metadata.get("tokenizer.ggml.scores"))
+    if scores.ndim != 1 or scores.dtype.kind not in "iuf" or len(scores) < len(tokens):
         raise ModelError(
             f"{where}: tokenizer.ggml.scores does not give a score for each of {len(tokens)} tokens"
         )
@@ -164,16 +168,20 @@ def _sentencepiece(
         if token and kind != UNUSED
     }
     pieces = {token: id for token, id in vocab.items() if types[id] == NORMAL}
+    if (longest := max(pieces, key=len, default="")) and len(longest) > MAX_PIECE:
+        raise ModelError(
+            f"{where}: token {pieces[longest]} has {len(longest)} characters; at most {MAX_PIECE} are read"
+        )
     backend = Backend(
         models.BPE(
             vocab=vocab,
-            merges=_merges(pieces, scores),
+            merges=_merges(pieces, scores.tolist()),
             unk_token=None if unknown is None else tokens[unknown],
             fuse_unk=True,
             byte_fallback=all(byte in vocab for byte in BYTES),
         )
     )
-    prefix = metadata.get("tokenizer.ggml.add_space_prefix", True)
+    prefix = scalar(metadata, "tokenizer.ggml.add_space_prefix", where, True)
     spaces = normalizers.Replace(" ", SPACE)
     backend.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), spaces]) if prefix else spaces
     steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
@@ -204,6 +212,7 @@ def _finish(
     types: Sequence[int],
     ids: Mapping[str, int | None],
     add_bos: bool,
+    where: Path,
 ) -> Tokenizer:
     """Added tokens, what begins and ends a text, and the chat template."""
     special = [tokens[id] for id, kind in enumerate(types) if kind in (CONTROL, UNKNOWN) and tokens[id]]
@@ -211,7 +220,7 @@ def _finish(
     backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
     backend.add_tokens([AddedToken(token, normalized=False) for token in defined])
     bos, eos, pad = ids["bos"], ids["eos"], ids["padding"]
-    add_bos = bool(metadata.get("tokenizer.ggml.add_bos_token", add_bos)) and bos is not None
+    add_bos = bool(scalar(metadata, "tokenizer.ggml.add_bos_token", where, add_bos)) and bos is not None
     if add_bos and bos is not None:
         backend.post_processor = processors.TemplateProcessing(
             [tokens[bos], "$A"], special_tokens=[(tokens[bos], bos)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from langmill.families.weights import Rule, choice, layers, number, refuse, rule
+from langmill.families.weights import MOST_LAYERS, Rule, choice, flag, layers, number, real, refuse, rule
 from langmill.model.config import Head, Learned, ModelConfig, StackConfig, Tokens
 
 MODEL_TYPES = ("gpt2",)
@@ -39,21 +39,21 @@ def config(theirs: Mapping[str, Any]) -> ModelConfig:
     return ModelConfig(
         decoder=StackConfig(
             dim=dim,
-            layers=number(theirs, "n_layer", 12),
+            layers=number(theirs, "n_layer", 12, MOST_LAYERS),
             heads=heads,
             kv_heads=heads,
             head_dim=dim // heads,
             hidden=number(theirs, "n_inner", 4 * dim),
             norm="layer",
-            norm_eps=float(theirs.get("layer_norm_epsilon", 1e-5)),
+            norm_eps=real(theirs, "layer_norm_epsilon", 1e-5),
             activation=choice(theirs, "activation_function", "gelu_new", ACTIVATIONS),
             gated=False,
             bias=frozenset({"q", "k", "v", "o", "mlp"}),
-            scale=None if theirs.get("scale_attn_weights", True) else 1.0,
+            scale=None if flag(theirs, "scale_attn_weights", True) else 1.0,
             position=Learned(),
         ),
         decoder_input=Tokens(vocab, number(theirs, "n_positions", 1024)),
-        head=Head(vocab, bool(theirs.get("tie_word_embeddings", True))),
+        head=Head(vocab, flag(theirs, "tie_word_embeddings", True)),
     )
 
 

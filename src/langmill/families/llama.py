@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from langmill.common.errors import ModelError
-from langmill.families.weights import Rule, choice, layers, number, refuse, rule
+from langmill.families.weights import MOST_LAYERS, Rule, choice, flag, layers, number, real, refuse, rule
 from langmill.model.config import Head, ModelConfig, Rope, RopeScaling, StackConfig, Tokens
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
@@ -67,10 +67,14 @@ def config(theirs: Mapping[str, Any]) -> ModelConfig:
     refuse(theirs, partial_rotary_factor=1.0)
     dim, heads = number(theirs, "hidden_size"), number(theirs, "num_attention_heads")
     vocab, length = number(theirs, "vocab_size"), number(theirs, "max_position_embeddings", 2048)
-    count = number(theirs, "num_hidden_layers")
+    count = number(theirs, "num_hidden_layers", below=MOST_LAYERS)
     bias = set(defaults["bias"])
-    bias |= {"q", "k", "v", "o"} if kind in ("llama", "qwen3") and theirs.get("attention_bias") else set()
-    bias |= {"mlp"} if kind == "llama" and theirs.get("mlp_bias") else set()
+    bias |= (
+        {"q", "k", "v", "o"}
+        if kind in ("llama", "qwen3") and flag(theirs, "attention_bias", False)
+        else set()
+    )
+    bias |= {"mlp"} if kind == "llama" and flag(theirs, "mlp_bias", False) else set()
     return ModelConfig(
         decoder=StackConfig(
             dim=dim,
@@ -79,7 +83,7 @@ def config(theirs: Mapping[str, Any]) -> ModelConfig:
             kv_heads=number(theirs, "num_key_value_heads", defaults.get("num_key_value_heads", heads)),
             head_dim=number(theirs, "head_dim", defaults.get("head_dim", max(1, dim // heads))),
             hidden=number(theirs, "intermediate_size"),
-            norm_eps=float(theirs.get("rms_norm_eps", 1e-6)),
+            norm_eps=real(theirs, "rms_norm_eps", 1e-6),
             activation=choice(theirs, "hidden_act", "silu", ACTIVATIONS),
             bias=frozenset(bias),
             qk_norm=kind == "qwen3",
@@ -87,7 +91,7 @@ def config(theirs: Mapping[str, Any]) -> ModelConfig:
             window=_windows(kind, theirs, count),
         ),
         decoder_input=Tokens(vocab, length),
-        head=Head(vocab, bool(theirs.get("tie_word_embeddings", defaults["tie_word_embeddings"]))),
+        head=Head(vocab, flag(theirs, "tie_word_embeddings", defaults["tie_word_embeddings"])),
     )
 
 
@@ -95,18 +99,19 @@ def _windows(kind: str, theirs: Mapping[str, Any], count: int) -> tuple[int | No
     size = theirs.get(
         "sliding_window", DEFAULTS[kind].get("sliding_window", 4096 if "qwen" in kind else None)
     )
-    if kind == "llama" or size is None or ("qwen" in kind and not theirs.get("use_sliding_window")):
+    if kind == "llama" or size is None or ("qwen" in kind and not flag(theirs, "use_sliding_window", False)):
         return ()
     number({"sliding_window": size}, "sliding_window")
     full = "full_attention"
     if kind == "mistral":
         types = ["sliding_attention"] * count
     elif theirs.get("layer_types"):
-        types = list(theirs["layer_types"])
+        types = theirs["layer_types"]
     else:
-        first = theirs.get("max_window_layers", 28)
+        first = 0 if theirs.get("max_window_layers") == 0 else number(theirs, "max_window_layers", 28)
         types = [full if index < first else "sliding_attention" for index in range(count)]
-    if len(types) != count or set(types) - {full, "sliding_attention"}:
+    known = isinstance(types, list) and all(t in (full, "sliding_attention") for t in types)
+    if not known or len(types) != count:
         raise ModelError(
             f"config.json: layer_types must name full_attention or sliding_attention for {count} layers"
         )
@@ -118,24 +123,26 @@ def _rope(theirs: Mapping[str, Any], length: int) -> Rope:
     given = theirs.get("rope_parameters") or theirs.get("rope_scaling") or {}
     if not isinstance(given, Mapping):
         raise ModelError(f"config.json: rope_parameters is {given!r}, not a table of settings")
-    base = float(given.get("rope_theta") or theirs.get("rope_theta") or 10000.0)
+    base = real(given, "rope_theta", real(theirs, "rope_theta", 10000.0, above=1.0), above=1.0)
     kind = given.get("rope_type") or given.get("type") or "default"
     refuse(given, partial_rotary_factor=1.0)
     if kind == "default":
         return Rope(base)
     kind = choice({"rope_type": kind}, "rope_type", kind, SCALINGS)
-    original = given.get("original_max_position_embeddings") or length
-    optional = {
-        key: given[key]
+    # linear and dynamic count from the declared length, whatever else the file says.
+    early = kind in ("linear", "dynamic")
+    original = length if early else number(given, "original_max_position_embeddings", length)
+    optional: dict[str, Any] = {
+        key: real(given, key)
         for key in ("low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "attention_factor", "mscale",
-                    "mscale_all_dim", "truncate")
-        if given.get(key) is not None
+                    "mscale_all_dim")
+        if given.get(key) not in ((None, 0) if "mscale" in key else (None,))
     }  # fmt: skip
-    # These two count from the declared length, whatever else the file says.
-    original = length if kind in ("linear", "dynamic") else original
-    return Rope(
-        base, RopeScaling(kind, float(given.get("factor") or length / original), int(original), **optional)
-    )
+    optional["truncate"] = flag(given, "truncate", True)
+    scaling = RopeScaling(kind, real(given, "factor", length / original), original, **optional)
+    if kind == "llama3" and scaling.low_freq_factor >= scaling.high_freq_factor:
+        raise ModelError("config.json: low_freq_factor must be smaller than high_freq_factor")
+    return Rope(base, scaling)
 
 
 def export(c: ModelConfig) -> dict[str, Any] | None:

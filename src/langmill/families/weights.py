@@ -5,6 +5,7 @@ Loading and saving are two short loops over the same rules, so import and export
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from langmill.common.errors import ModelError
+
+MOST_LAYERS = 1 << 14  # far above any model; layers are made one by one, so a wrong number costs time
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,10 @@ def load(
         raise ModelError(f"{where}: tensor {known[0]} is not part of this model" + _more(known))
     for r in rules:
         theirs = read(r.theirs)
+        if not theirs.is_floating_point():
+            raise ModelError(
+                f"{where}: tensor {r.theirs} holds {theirs.dtype}: quantised weights are read from GGUF files only"
+            )
         parts = _split(theirs, r, [shapes[name] for name in r.ours], where)
         for name, part in zip(r.ours, parts, strict=True):
             state[name] = part.to(dtype).contiguous()
@@ -107,19 +114,36 @@ def _more(names: Sequence[object]) -> str:
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
 
 
-def number(theirs: Mapping[str, Any], key: str, default: int | None = None) -> int:
+def number(theirs: Mapping[str, Any], key: str, default: int | None = None, below: int = 2**40) -> int:
     """A positive whole number of a foreign configuration; ModelError by name where it is not one."""
     value = theirs.get(key)
     value = default if value is None else value
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**40:
-        raise ModelError(f"config.json: {key} is {value!r}; a whole number of at least 1 is needed")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < below:
+        raise ModelError(f"config.json: {key} is {value!r}; a whole number from 1 to {below - 1} is needed")
     return value
+
+
+def real(theirs: Mapping[str, Any], key: str, default: float | None = None, above: float = 0.0) -> float:
+    """A finite number of a foreign configuration, above a bound; ModelError by name where it is not one."""
+    value = theirs.get(key)
+    value = default if value is None else value
+    if not isinstance(value, int | float) or isinstance(value, bool) or not above < value < math.inf:
+        raise ModelError(f"config.json: {key} is {value!r}; a number above {above:g} is needed")
+    return float(value)
+
+
+def flag(theirs: Mapping[str, Any], key: str, default: bool) -> bool:
+    """A true or false of a foreign configuration; ModelError by name where it is neither."""
+    value = theirs.get(key)
+    if not isinstance(value, bool | None):
+        raise ModelError(f"config.json: {key} is {value!r}; true or false is needed")
+    return default if value is None else value
 
 
 def choice(theirs: Mapping[str, Any], key: str, default: str, options: Mapping[str, Any]) -> Any:
     """One of the named options of a foreign configuration; ModelError naming them where it is not."""
     value = theirs.get(key) or default
-    if value not in options:
+    if not isinstance(value, str) or value not in options:
         raise ModelError(f"config.json: {key} is {value!r}; supported are {', '.join(options)}")
     return options[value]
 

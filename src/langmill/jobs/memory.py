@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from langmill.common.errors import TrainingError
@@ -13,16 +15,22 @@ from langmill.model.count import Memory, training_memory
 from langmill.train.objectives import CHUNK
 
 
-def estimate(config: Config, train: TrainSettings, device: torch.device) -> Memory:
-    """Bytes of a training step by part; `train` has its rows and length resolved."""
+def estimate(config: Config, train: TrainSettings, device: torch.device, whole: bool = True) -> Memory:
+    """Bytes of a training step by part; `train` has its rows and length resolved.
+
+    whole: all weights are trained; without it adapters, whose gradients and moments are next to nothing.
+    """
     narrow = train.dtype == "bfloat16" or (train.dtype == "auto" and device.type == "cuda")
-    return training_memory(
+    parts = training_memory(
         config,
         train.micro_batch_size or 1,
         train.max_length or config.length,
         element=2 if narrow else 4,
         checkpointing=train.gradient_checkpointing,
         logits_chunk=CHUNK,
+    )
+    return (
+        parts if whole else replace(parts, gradients=parts.gradients // 50, optimiser=parts.optimiser // 50)
     )
 
 
@@ -31,9 +39,9 @@ def free(device: torch.device) -> int:
     return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else available_bytes()
 
 
-def check(config: Config, train: TrainSettings, device: torch.device) -> None:
+def check(config: Config, train: TrainSettings, device: torch.device, whole: bool = True) -> None:
     """Raise TrainingError, naming the next lever, where the estimate is above what is free."""
-    needed, there = estimate(config, train, device).total, free(device)
+    needed, there = estimate(config, train, device, whole).total, free(device)
     if needed <= there:
         return
     raise TrainingError(

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from langmill.common.configure import configure, keys, save_settings
-from langmill.common.errors import ModelError, SettingsError, UsageError
+from langmill.common.configure import save_settings
+from langmill.common.errors import ModelError, UsageError
 from langmill.common.files import claim_out, read_json, run_folder, run_lock, write_json
 from langmill.common.metrics import Report
-from langmill.common.settings import PretrainSettings, QuickstartSettings, Settings
+from langmill.common.settings import PretrainSettings, QuickstartSettings
 from langmill.data.readers import check_paths
 from langmill.data.shards import Shards
 from langmill.evaluate.loss import Scores
@@ -37,6 +37,7 @@ from langmill.jobs.corpus import Corpus, Source
 from langmill.jobs.heldout import measure, restore, stored, validation
 from langmill.jobs.pretrain_report import write_report
 from langmill.jobs.results import Entrant
+from langmill.jobs.resume import settled
 from langmill.jobs.size import largest_vocabulary, resolve, target
 from langmill.model.config import Config, LSTMConfig
 from langmill.model.init import init_
@@ -46,9 +47,6 @@ from langmill.text.tokenizer import Tokenizer
 from langmill.train.loop import Outcome, fit
 from langmill.train.objectives import OBJECTIVES
 
-# A resumed run may differ in these; every other setting that is given again must be as it was.
-FREE = frozenset({"resume", "force", "out", "track", "train.save_every", "train.eval_every", "train.keep_last",
-                  "train.log_every", "train.non_finite", "train.device"})  # fmt: skip
 # Held-out tokens to score, as a share of those to train on, so that scoring stays small beside training: for each of
 # the ten validations, and at the end, where an interval is wanted.
 VALIDATION_SHARE, VALIDATION_LEAST = 1 / 200, 2_000
@@ -118,49 +116,6 @@ def _finished(out: Path, folder: Path) -> Report | None:
     saved = read_json(folder / "report.json", "report", 1)
     words = f"{out} is finished already: there is nothing to resume\n{saved['text']}"
     return Report(out, saved["counts"], saved["figures"], words, saved["extra"])
-
-
-def settled(settings: PretrainSettings, folder: Path) -> PretrainSettings:
-    """The settings of the run that `folder` holds, where it is resumed; else those given.
-
-    What the user gave again must agree with what the run began with; what was not given is taken from it.
-    """
-    path = folder / "settings.yaml"
-    if not settings.resume or not path.is_file():
-        return settings
-    before = configure(PretrainSettings, path)
-    mine, theirs = _given(settings), {key.name: _value(before, key.path) for key in keys(PretrainSettings)}
-    changed = [
-        f"{name} was {theirs[name]} and is {value}"
-        for name, value in mine.items()
-        if name not in FREE and value is not None and value != theirs[name]
-    ]
-    if changed:
-        raise SettingsError(
-            f"{folder} is of a run with other settings: {'; '.join(changed)}. Resume with the same settings, or start "
-            "a new run (--from goes on with a model's weights)"
-        )
-    free = {name: value for name, value in mine.items() if name in FREE}
-    words = {"resume": True, "force": False, "out": settings.out, "track": free.get("track", before.track)}
-    train = {name.partition(".")[2]: value for name, value in free.items() if name.startswith("train.")}
-    return before.model_copy(update=words | {"train": before.train.model_copy(update=train)})
-
-
-def _given(settings: PretrainSettings) -> dict[str, Any]:
-    """The settings that were given, by their dotted names."""
-    found = {}
-    for key in keys(PretrainSettings):
-        group = getattr(settings, key.path[0], settings) if len(key.path) > 1 else settings
-        if key.field in group.model_fields_set:
-            found[key.name] = getattr(group, key.field)
-    return found
-
-
-def _value(settings: Settings, path: tuple[str, ...]) -> Any:
-    value: Any = settings
-    for part in path:
-        value = getattr(value, "from_model" if part == "from" else part)
-    return value
 
 
 def prepare(settings: PretrainSettings, folder: Path, quiet: bool, most_bytes: int | None = None) -> Prepared:

@@ -8,6 +8,7 @@ Four seams let techniques change it from outside: the function `Attention.attend
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -196,7 +197,9 @@ class Transformer(nn.Module):
             cache.reserve(new)
         if positions_BT is None:
             positions_BT = self._places(tokens_BT, documents_BT, cache)
-        x_BTD = self.tokens(tokens_BT)
+        x_BTD = self.tokens(tokens_BT).to(
+            self.decoder.norm.weight.dtype
+        )  # a frozen embedding may be narrower
         if self.positions is not None:
             reach = new if cache is None else cache.longest + new
             if reach > self.config.length and documents_BT is None:
@@ -217,7 +220,7 @@ class Transformer(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores over the vocabulary, (..., V), of hidden states (..., D)."""
-        return F.linear(hidden, self.head_weight)
+        return F.linear(hidden, self.head_weight.to(hidden.dtype))
 
     @property
     def head_weight(self) -> Tensor:
@@ -237,5 +240,5 @@ class Transformer(nn.Module):
         self, batch: int, length: int, dtype: torch.dtype | None = None, device: torch.device | None = None
     ) -> Cache:
         """An empty cache for `batch` rows of at most `length` tokens, in the model's own type and place."""
-        weight = self.tokens.weight
+        weight: Any = self.decoder.norm.weight  # a frozen embedding may be narrower than the rest
         return Cache(self.config.decoder, batch, length, dtype or weight.dtype, device or weight.device)

@@ -11,16 +11,18 @@ import functools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import Template
 from jinja2.exceptions import SecurityError, TemplateError, TemplateSyntaxError
 
 from langmill.common.errors import DataError, ModelError
-from langmill.text.sandbox import BUDGET, MAX_SOURCE, Exhausted, Refused, Sandbox, pieces
+from langmill.text.sandbox import BUDGET, ENDS, MAX_SOURCE, STARTS, Exhausted, Refused, Sandbox, pieces
 from langmill.text.tokenizer import Tokenizer
 
 Messages = Sequence[Mapping[str, Any]]
+Span = tuple[int, int]
 MAX_OUTPUT = 1 << 26  # characters
 MAX_DEPTH = 64
 _REASONING = ("reasoning_content", "thinking", "reasoning")  # names in use; templates read the first
@@ -81,6 +83,64 @@ def chat_ids(
     Control tokens come from the template alone: one that is spelt inside a message, a tool or a variable is
     encoded as the text it is. Raises as `render`, and ModelError where the model has no chat template.
     """
+    return rendered(tokenizer, messages, add_generation_prompt, tools, variables).encode(tokenizer)[0]
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """What a template made of messages: its text, in which `marks` stand for what they are mapped to.
+
+    `starts` and `ends`, two of the marks, stand where the template says that the model's own writing starts and ends.
+    """
+
+    text: str
+    specials: tuple[str, ...]
+    marks: Mapping[str, str]
+    starts: str
+    ends: str
+
+    def plain(self, text: str) -> str:
+        """A part of the text with the marks replaced by what they stand for."""
+        meaning = {form: plain for mark, plain in self.marks.items() for form in (mark, _as_json(mark))}
+        return re.sub(any_of(meaning), lambda found: meaning[found[0]], text)
+
+    def encode(
+        self, tokenizer: Tokenizer, edges: Sequence[int] = ()
+    ) -> tuple[list[int], list[Span], list[int]]:
+        """The ids, the stretch of plain text that each stands for, and where `edges` of `text` lie in plain text.
+
+        Whole control tokens become their ids, everything else is text, the marks taken out.
+        """
+        special = f"({any_of(self.specials)})"
+        parts = re.split(special, self.text)
+        parts = [part if i % 2 else self.plain(part) for i, part in enumerate(parts)]
+        joined = "".join(parts)
+        moved = [len(self.plain(self.text[:edge])) for edge in edges]
+        if re.split(special, joined) == parts:  # no user spelt a control token: the usual case
+            return *tokenizer.encode_with_offsets(joined, specials=True), moved
+        ids: list[int] = []
+        places: list[Span] = []
+        at = 0
+        for index, part in enumerate(parts):
+            more, inside = tokenizer.encode_with_offsets(part, specials=index % 2 == 1)
+            ids += more
+            places += [(at + start, at + end) for start, end in inside]
+            at += len(part)
+        return ids, places, moved
+
+
+def rendered(
+    tokenizer: Tokenizer,
+    messages: Messages,
+    add_generation_prompt: bool,
+    tools: Sequence[Mapping[str, Any]] | None,
+    variables: Mapping[str, Any],
+    marks: Mapping[str, str] | None = None,
+) -> Rendering:
+    """Run the tokenizer's template on messages in which every control token of the users is cut by a mark.
+
+    marks: those of another rendering, so that the texts can be compared. Raises as `chat_ids`.
+    """
     template = tokenizer.chat_template
     if template is None:
         raise ModelError(
@@ -89,34 +149,20 @@ def chat_ids(
     specials = tuple(sorted(token for id in tokenizer.special_ids if (token := tokenizer.token(id))))
     user = [_plain(m, f"message {i}") for i, m in enumerate(_checked(messages))]
     given = {name: _plain(value, name) for name, value in {"tools": tools, **variables}.items()}
-    marks = _marks(specials, [template, *specials, *_strings([user, given])])
+    marks = marks or _marks(specials, [template, *specials, *_strings([user, given])])
+    starts, ends = list(marks)[1:3]
     guard = _guard(specials, template, tuple(marks.items()))
     names = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id, "pad_token": tokenizer.pad_id}
     tokens = {name: tokenizer.token(id) or "" for name, id in names.items() if id is not None}
+    more: dict[str, Any] = {**tokens, **{name: guard(value, name) for name, value in given.items()}}
+    more |= {STARTS: starts, ENDS: ends}
     text = render(
         template,
         [{key: guard(value, key) for key, value in message.items()} for message in user],
         add_generation_prompt=add_generation_prompt,
-        **{**tokens, **{name: guard(value, name) for name, value in given.items()}},
+        **more,
     )
-    return _encode(tokenizer, text, specials, marks)
-
-
-def _encode(tokenizer: Tokenizer, text: str, specials: Sequence[str], marks: Mapping[str, str]) -> list[int]:
-    """Ids of a rendered text: whole control tokens by their ids, everything else as text without the marks."""
-    meaning = {form: plain for mark, plain in marks.items() for form in (mark, _as_json(mark))}
-    written = re.compile(_any(meaning))
-    parts = re.split(f"({_any(specials)})", text)
-    parts = [
-        part if i % 2 else written.sub(lambda found: meaning[found[0]], part) for i, part in enumerate(parts)
-    ]
-    joined = "".join(parts)
-    if re.split(f"({_any(specials)})", joined) == parts:  # no user spelt a control token: the usual case
-        return tokenizer.encode_with_specials(joined)
-    ids: list[int] = []
-    for index, part in enumerate(parts):
-        ids += tokenizer.encode_with_specials(part) if index % 2 else tokenizer.encode(part)
-    return ids
+    return Rendering(text, specials, marks, starts, ends)
 
 
 @functools.lru_cache(maxsize=16)
@@ -132,15 +178,15 @@ def _guard(
     """
     if not specials:
         return lambda value, key: value
-    stands = {plain: mark for mark, plain in marks}
-    mark = stands.pop("")
+    mark = marks[0][0]
+    stands = {plain: mark for mark, plain in marks if plain}
     fixed = {
-        text.lower() for text in _compile(template)[1] if not re.search(_any(specials), text, re.IGNORECASE)
+        text.lower() for text in _compile(template)[1] if not re.search(any_of(specials), text, re.IGNORECASE)
     }
     begins = {token[0] for token in specials}
     kept = {text for text in fixed if len(text) > 1 and text[0] in {letter.lower() for letter in begins}}
     places = re.compile(
-        f"(?=(?P<whole>{_any(specials)})|(?P<kept>{_any(kept)})|){_any(begins)}", re.IGNORECASE
+        f"(?=(?P<whole>{any_of(specials)})|(?P<kept>{any_of(kept)})|){any_of(begins)}", re.IGNORECASE
     )
     tails = {token[cut:] for token in specials for cut in range(1, len(token))}
     heads = {token[:cut] for token in specials for cut in range(1, len(token))}
@@ -173,9 +219,10 @@ def _guard(
 def _marks(specials: Iterable[str], texts: Iterable[str]) -> dict[str, str]:
     """Characters that no text holds, raw or as JSON spells them, and what each stands for.
 
-    One stands for nothing; one more for each control token of a single character, which cannot be cut.
+    The first stands for nothing, the next two for where the model's writing starts and ends; one more for each control
+    token of a single character, which cannot be cut.
     """
-    plain = ["", *(token for token in specials if len(token) == 1)]
+    plain = ["", "", "", *(token for token in specials if len(token) == 1)]
     everything = "\n".join(texts)
     used, lower = set(everything), everything.lower() if "\\u" in everything.lower() else ""
     private = map(chr, (*range(0xE000, 0xF900), *range(0xF0000, 0xFFFFE), *range(0x100000, 0x10FFFE)))
@@ -190,7 +237,7 @@ def _as_json(letter: str) -> str:
     return json.dumps(letter)[1:-1]
 
 
-def _any(texts: Iterable[str]) -> str:
+def any_of(texts: Iterable[str]) -> str:
     """A pattern for any of the texts, the longest first; one that never matches where there are none."""
     return (
         "(?:" + ("|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)) or "(?!)") + ")"

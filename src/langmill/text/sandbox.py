@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
-from jinja2 import Template, nodes, pass_context
+from jinja2 import Template, nodes, pass_context, pass_environment
 from jinja2.exceptions import SecurityError, TemplateError, TemplateRuntimeError, TemplateSyntaxError
 from jinja2.ext import Extension, loopcontrols
+from jinja2.filters import do_round, sync_do_sum
 from jinja2.parser import Parser
 from jinja2.runtime import Context, Macro, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -27,18 +28,27 @@ BUDGET = 1 << 25  # units; a character made or printed is one
 STEP, NODE = 40, 4  # a loop's step or a call; a value walked over
 GROWTH = 1 << 27  # the most characters that one operation may make
 LARGEST = 1 << 20  # the largest number that may say how often or how wide
-MAX_SOURCE = 1 << 20
+STARTS, ENDS = "generation_starts_here", "generation_ends_here"  # variables of a rendering
+MAX_SOURCE = 1 << 17  # several times the longest template in use; compiling takes seconds at most
 _PURSE = "the purse"  # not an identifier: a template can neither read nor set it
+_EMPTY: dict[str, Any] = {}
+_LISTS: tuple[Any, ...] = (list, tuple, range, *map(type, (_EMPTY.keys(), _EMPTY.values(), _EMPTY.items())))
+_SIZED: tuple[Any, ...] = (str, dict, *_LISTS)
+# Values of these types have no attribute that a template needs, and some that make bytes without end.
+_BARE = (int, float, complex, bytes, range)
+# Filters that no chat template needs: work that grows with the square of a text, or chance.
+_DROPPED = frozenset("wordwrap striptags urlize xmlattr pprint random".split())
 # Filters and methods whose result can be as long as the product of what they are given.
 _GROWING = frozenset(
-    "replace join format format_map center ljust rjust zfill expandtabs translate indent wordwrap batch slice "
-    "truncate xmlattr * %".split()
+    "replace join format format_map center ljust rjust zfill expandtabs translate indent batch slice "
+    "truncate * %".split()
 )
+_FORMATS = frozenset("format format_map %".split())
 _COMPARING = frozenset("eq equalto == ne != lt lessthan < le <= gt greaterthan > ge >= in".split())
 _OTHERS = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
 # Filters that do not look inside the items of a list.
 _SHALLOW = frozenset(
-    "length count list first last map select selectattr reject rejectattr default d items reverse random".split()
+    "length count list first last map select selectattr reject rejectattr default d items reverse".split()
 )
 
 
@@ -66,18 +76,18 @@ class Purse:
         if isinstance(value, str):
             self.spend(len(value) // 64)
             return len(value)
-        if not isinstance(value, list | tuple | dict | range):
+        if not isinstance(value, _SIZED):
             return 1
         if not deep or isinstance(value, range):
-            self.spend(len(value) // 4)
+            self.spend(len(value) if isinstance(value, range) else len(value) // 4)
             return len(value)
         total, waiting = 0, [value]
         while waiting:
             item = waiting.pop()
-            size = len(item) if isinstance(item, str | list | tuple | dict) else 1
+            size = len(item) if isinstance(item, _SIZED) else 1
             if isinstance(item, dict):
                 waiting += [*item.keys(), *item.values()]
-            elif isinstance(item, list | tuple):
+            elif isinstance(item, _LISTS):
                 waiting += item
             self.spend(NODE + size // 4)
             total += 1 + size
@@ -85,20 +95,21 @@ class Purse:
 
     def allow(self, name: str, given: Sequence[Any], deep: bool = True) -> None:
         """Pay for an operation's arguments; stop one whose result would be too long."""
-        self.spend(STEP)
+        self.spend(STEP + NODE * len(given))
         sizes = [self.weigh(value, deep) for value in given]
         if name in _GROWING:
             numbers = [abs(value) for value in given if isinstance(value, int)]
-            wide = name in ("format", "format_map", "%") and re.search(r"\d{7}|%[^\sa-z]*\*", str(given[0]))
+            if name in _FORMATS:  # their widths stand in the text or among the arguments
+                numbers.append(sum(int(digits[:8]) for digits in re.findall(r"\d+", str(given[0]))))
+            star = name in _FORMATS and re.search(r"%[^\sa-z]*\*", str(given[0]))
             largest = sorted([*numbers, *sizes, 1, 1])[-2:]
-            if wide or max(numbers, default=0) > LARGEST or largest[0] * largest[1] > GROWTH:
+            if star or max(numbers, default=0) > LARGEST or largest[0] * largest[1] > GROWTH:
                 raise Exhausted(f"the chat template makes too long a text with {name}")
 
     def charge(self, value: Any) -> Any:
         """Pay for what an operation made."""
-        self.spend(
-            len(value) if isinstance(value, str) else 8 * len(value) if isinstance(value, list | tuple) else 1
-        )
+        many = isinstance(value, list | tuple | dict)
+        self.spend(len(value) if isinstance(value, str) else 8 * len(value) if many else 1)
         return value
 
 
@@ -111,8 +122,10 @@ class _Meter(NodeTransformer):
         return self.visit_body(node)
 
     def visit_body(self, node: Any) -> nodes.Node:
+        """A round costs what its body holds."""
+        size = sum(1 for _ in node.find_all(nodes.Node))
         self.generic_visit(node)
-        node.body.insert(0, nodes.ExprStmt(_filter(nodes.Const(0), "paid step")))
+        node.body.insert(0, nodes.ExprStmt(_filter(nodes.Const(size), "paid step")))
         checked: nodes.Node = node
         return checked
 
@@ -129,18 +142,19 @@ class _Meter(NodeTransformer):
         return _filter(nodes.List(node.nodes), "paid joining")
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
-        """Comparing ends where the smaller side does: all but the last are walked."""
+        """Comparing ends where the smaller side does: all but the last are walked. A search may see all of it."""
         self.generic_visit(node)
         node.expr = _filter(node.expr, "paid walk")
         for operand in node.ops:
-            operand.expr = _filter(operand.expr, "paid look" if operand is node.ops[-1] else "paid walk")
+            shallow = "paid look" if operand is node.ops[-1] else "paid walk"
+            operand.expr = _filter(operand.expr, "paid search" if operand.op in ("in", "notin") else shallow)
         return node
 
     def visit_Test(self, node: nodes.Test) -> nodes.Node:
         self.generic_visit(node)
         if node.name in _COMPARING:
             node.node = _filter(node.node, "paid walk")
-            node.args = [_filter(arg, "paid look") for arg in node.args]
+            node.args = [_filter(arg, "paid search") for arg in node.args]
         return node
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
@@ -155,13 +169,15 @@ def _filter(node: nodes.Expr, name: str) -> nodes.Filter:
 
 
 class _Generation(Extension):
-    """{% generation %} marks what the model writes; for rendering it is only a block."""
+    """{% generation %} marks what the model writes: the variables STARTS and ENDS, where given, stand around it."""
 
     tags = {"generation"}
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
-        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        first, last = (nodes.Output([nodes.Name(name, "load")], lineno=line) for name in (STARTS, ENDS))
+        return nodes.Scope([first, *body, last], lineno=line)
 
 
 class _Namespace(Namespace):
@@ -175,6 +191,9 @@ class _Namespace(Namespace):
     def __setitem__(self, name: str, value: Any) -> None:
         _public(name)
         super().__setitem__(name, value)
+
+    def __repr__(self) -> str:
+        return "<Namespace>"  # what it holds may be without end, and is weighed by nobody
 
 
 def _public(name: object) -> None:
@@ -195,12 +214,14 @@ class Sandbox(ImmutableSandboxedEnvironment):
             finalize=_print,
             cache_size=0,
         )
-        self.filters["tojson"] = _tojson
-        self.filters = {name: _metered(name, function) for name, function in self.filters.items()}
+        self.filters |= {"tojson": _tojson, "round": _round, "sum": _sum}
+        kept = {name: function for name, function in self.filters.items() if name not in _DROPPED}
+        self.filters = {name: _metered(name, function) for name, function in kept.items()}
         self.filters |= {
             "paid step": _step,
             "paid walk": _walk,
             "paid look": _look,
+            "paid search": _search,
             "paid joining": _concatenate,
         }
         del self.globals["lipsum"]
@@ -229,16 +250,27 @@ class Sandbox(ImmutableSandboxedEnvironment):
         owner = getattr(method, "__self__", None)
         name = getattr(method, "__name__", "") if isinstance(owner, str) else ""
         purse, given = _purse(context), [*args, *names.values()]
-        purse.weigh(owner, deep=False)
+        purse.weigh(owner, deep=isinstance(owner, list | tuple))
         purse.allow(name, [owner, *given] if name else given, deep=not isinstance(obj, Macro))
         return purse.charge(super().call(context, obj, *args, **names))
 
-    def call_test(self, name: str, value: Any, *args: Any, **names: Any) -> Any:
+    def call_test(
+        self,
+        name: str,
+        value: Any,
+        args: Any = None,
+        kwargs: Any = None,
+        context: Any = None,
+        eval_ctx: Any = None,
+    ) -> Any:
         """What `select` and its kin run."""
-        context = names.get("context") or next((arg for arg in args if isinstance(arg, Context)), None)
         if context is not None:
-            _purse(context).weigh(value)
-        return super().call_test(name, value, *args, **names)
+            _purse(context).allow("", (value, args))
+        return super().call_test(name, value, args, kwargs, context, eval_ctx)
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        bare = isinstance(obj, _BARE) or (isinstance(obj, str) and attr in ("encode", "striptags"))
+        return not bare and super().is_safe_attribute(obj, attr, value)
 
     def unsafe_undefined(self, obj: Any, attribute: str) -> Undefined:
         raise SecurityError(f"the attribute {attribute!r} of a {type(obj).__name__}")
@@ -285,8 +317,8 @@ def _print(context: Context, value: Any) -> str:
 
 
 @pass_context
-def _step(context: Context, value: Any) -> bool:
-    _purse(context).spend(STEP)
+def _step(context: Context, size: int) -> bool:
+    _purse(context).spend(STEP + size)
     return True
 
 
@@ -299,6 +331,13 @@ def _walk(context: Context, value: Any) -> Any:
 @pass_context
 def _look(context: Context, value: Any) -> Any:
     _purse(context).weigh(value, deep=False)
+    return value
+
+
+@pass_context
+def _search(context: Context, value: Any) -> Any:
+    """Like `_walk`, but a mapping is asked by its hash."""
+    _purse(context).weigh(value, deep=not isinstance(value, dict))
     return value
 
 
@@ -319,6 +358,23 @@ def _tojson(
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
+
+
+def _round(value: float, precision: int = 0, method: str = "common") -> float:
+    """Jinja's, which computes 10 ** precision."""
+    if abs(precision) > 64:
+        raise Exhausted(f"the chat template rounds to {precision} digits")
+    return do_round(value, precision, method)  # type: ignore[arg-type]  # any other method is refused there
+
+
+@pass_environment
+def _sum(
+    environment: Sandbox, values: Iterable[Any], attribute: str | int | None = None, start: float = 0
+) -> Any:
+    """Jinja's, for numbers: to add lists up takes the square of their number."""
+    if not isinstance(start, int | float):
+        raise Exhausted(f"the chat template adds up {type(start).__name__}s")
+    return sync_do_sum(environment, values, attribute, start)
 
 
 def _dict(*args: Any, **names: Any) -> dict[Any, Any]:

@@ -12,7 +12,7 @@ import codecs
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -164,6 +164,10 @@ class Tokenizer:
         token: str | None = self._backend.id_to_token(id)
         return token
 
+    def with_template(self, template: str) -> Self:
+        """The same tokenizer with another chat template."""
+        return type(self)(self._backend, replace(self.specials, chat_template=template))
+
     def encode(self, text: str) -> list[int]:
         """The ids of a text, none added, and none of them a control token. DataError on a lone surrogate."""
         return self.encode_batch([text])[0]
@@ -180,6 +184,16 @@ class Tokenizer:
     def encode_with_specials(self, text: str) -> list[int]:
         """Like `encode`, but special tokens spelt in the text become their ids: for rendered templates only."""
         return _encode(self._backend, [text])[0]
+
+    def encode_with_offsets(
+        self, text: str, specials: bool = False
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """The ids of a text and the characters, from and to, that each stands for; `specials` as above."""
+        try:
+            encoding = (self._backend if specials else self._plain).encode(text, add_special_tokens=False)
+        except (UnicodeEncodeError, TypeError) as error:
+            raise DataError(f"the text holds half a surrogate pair and is no Unicode: {error}") from None
+        return encoding.ids, encoding.offsets
 
     def decode(self, ids: Sequence[int], skip_specials: bool = True) -> str:
         """The text of ids; bytes that are not UTF-8 become U+FFFD."""
@@ -330,6 +344,8 @@ def read_specials(backend: Backend, folder: Path | None) -> Specials:
     def id_of(key: str) -> int | None:
         named = names.get(key)
         content = named.get("content") if isinstance(named, dict) else named
+        if not isinstance(content, str | None):
+            raise ModelError(f"its {key} is {named!r}, not a token")
         if content is not None:
             id: int | None = backend.token_to_id(content)
             if id is None and key == "eos_token":
@@ -362,7 +378,7 @@ def _json(folder: Path | None, name: str) -> dict[str, Any]:
         return {}
     try:
         value = json.loads((folder / name).read_bytes().decode("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{folder / name} cannot be read as JSON: {error}") from None
     if not isinstance(value, dict):
         raise ModelError(f"{folder / name} holds no JSON object")
@@ -377,6 +393,6 @@ def _template(folder: Path | None, named: object) -> str | None:
         except UnicodeDecodeError as error:
             raise ModelError(f"{folder / 'chat_template.jinja'} is not UTF-8: {error}") from None
     if isinstance(named, list):
-        entries = {entry["name"]: entry["template"] for entry in named}
+        entries = {entry.get("name"): entry.get("template") for entry in named if isinstance(entry, dict)}
         named = entries.get("default", next(iter(entries.values()), None))
     return named if isinstance(named, str) else None

@@ -1,0 +1,258 @@
+"""Rows of conversations from files: messages, prompt/completion, Alpaca and ShareGPT, told apart by their fields.
+
+    {"messages": [{"role", "content"}, …], "tools": […]}      {"conversations": [{"from", "value"}, …]}
+    {"prompt": …, "completion": …}                            {"instruction", "input", "output"}
+
+A row that is none of these, or a conversation that does not hang together, is set aside with its reason and counted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from langmill.common.errors import DataError, MissingExtra, UsageError
+from langmill.data.pipeline import Ledger
+from langmill.data.readers import MAX_ROW
+from langmill.data.streams import BROKEN, lines, open_bytes
+
+Message = dict[str, Any]
+SHAREGPT = {
+    "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant",
+    "model": "assistant", "bard": "assistant", "bing": "assistant", "system": "system", "tool": "tool",
+    "observation": "tool", "function_response": "tool",
+}  # fmt: skip
+LARGEST_JSON = 1 << 30  # bytes of a .json file, which is read whole
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A conversation to learn from. Assistant turns from number `first` on are trained, earlier ones are only read."""
+
+    id: str
+    messages: list[Message]
+    tools: list[Any] | None = None
+    first: int = 0
+
+
+@dataclass(frozen=True)
+class Completion:
+    """Plain text to learn to go on with: nothing stands around it but the tokenizer's first and last token."""
+
+    id: str
+    prompt: str
+    completion: str
+
+
+Row = Chat | Completion
+T = TypeVar("T")
+
+
+class Unusable(DataError):
+    """A row that is set aside; `reason` is what the ledger counts it under."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+def read_chats(paths: Sequence[str | Path], ledger: Ledger, make: Callable[[Row], T]) -> Iterator[T]:
+    """`make` of every conversation of .jsonl (.gz, .zst), .json and .parquet files and folders of them, in order.
+
+    A row that is none, or that `make` refuses with a DataError, is dropped in the ledger. Raises UsageError for a path
+    that is missing or of another kind.
+    """
+    for file in _files(paths):
+        source = file.as_posix()
+        for place, value, size in _rows(file, ledger):
+            where = f"{source}:{place}"
+            ledger.take(source, size)
+            try:
+                made = make(parse(where, value))
+            except DataError as error:
+                shown = json.dumps(value, ensure_ascii=False, default=str)[:400]
+                reason = error.reason if isinstance(error, Unusable) else "not a usable conversation"
+                ledger.drop(source, where, reason, size, shown, str(error))
+            else:
+                ledger.keep(source, size)
+                yield made
+
+
+def parse(where: str, row: Any) -> Row:
+    """One row as a conversation; DataError says what is wrong with it."""
+    if not isinstance(row, Mapping):
+        raise DataError(f"a row is a JSON object with messages, not {type(row).__name__}")
+    if "messages" in row:
+        messages = [_message(m, i) for i, m in enumerate(_list(row, "messages"))]
+        return _checked(Chat(where, messages, row.get("tools") or None))
+    if "conversations" in row:
+        return _checked(Chat(where, [_sharegpt(t, i) for i, t in enumerate(_list(row, "conversations"))]))
+    if "prompt" in row and "completion" in row:
+        return _completion(where, row)
+    if "instruction" in row and "output" in row:
+        extra = row.get("input") or ""
+        asked = f"{_text(row, 'instruction')}\n\n{extra}" if extra else _text(row, "instruction")
+        system = [{"role": "system", "content": row["system"]}] if row.get("system") else []
+        turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": _text(row, "output")}]
+        return _checked(Chat(where, [*system, *turns]))
+    known = "messages, conversations, prompt and completion, or instruction and output"
+    raise DataError(f"a row has {known}; this one has {', '.join(map(str, list(row)[:20])) or 'nothing'}")
+
+
+def _completion(where: str, row: Mapping[str, Any]) -> Row:
+    prompt, completion = row["prompt"], row["completion"]
+    if isinstance(prompt, str) and isinstance(completion, str):
+        if not completion:
+            raise DataError("the completion is empty")
+        return Completion(where, prompt, completion)
+    if isinstance(prompt, list) and isinstance(completion, list):
+        messages = [_message(m, i) for i, m in enumerate([*prompt, *completion])]
+        return _checked(Chat(where, messages, row.get("tools") or None, first=len(prompt)))
+    raise DataError("prompt and completion are both text, or both lists of messages")
+
+
+def _list(row: Mapping[str, Any], key: str) -> list[Any]:
+    value = row[key]
+    if not isinstance(value, list) or not value:
+        raise DataError(f"{key} is not a list of at least one turn")
+    return value
+
+
+def _text(row: Mapping[str, Any], key: str) -> str:
+    if not isinstance(row[key], str):
+        raise DataError(f"{key} is {type(row[key]).__name__}, not text")
+    return str(row[key])
+
+
+def _message(value: Any, number: int) -> Message:
+    if not isinstance(value, Mapping) or not isinstance(value.get("role"), str):
+        raise DataError(f"message {number} is not an object with a role and a content")
+    message = {str(key): item for key, item in value.items() if item is not None}
+    if "content" not in message and not message.get("tool_calls"):
+        raise DataError(f"message {number} ({message['role']}) has no content")
+    return message
+
+
+def _sharegpt(turn: Any, number: int) -> Message:
+    if not isinstance(turn, Mapping) or not isinstance(turn.get("value"), str):
+        raise DataError(f"turn {number} is not an object with from and value")
+    role = SHAREGPT.get(str(turn.get("from")).lower())
+    if role is None:
+        raise DataError(f"turn {number} is from {turn.get('from')!r}; known are {', '.join(SHAREGPT)}")
+    return {"role": role, "content": turn["value"]}
+
+
+def _checked(chat: Chat) -> Chat:
+    """Refuse turns that are out of order or empty, tool calls without results, and a chat that teaches nothing."""
+    spoken = calls = False
+    trained = 0
+    for number, message in enumerate(chat.messages):
+        role, content = message["role"], message.get("content", "")
+        if (
+            role in ("system", "developer")
+            and number
+            and chat.messages[number - 1]["role"] not in ("system", "developer")
+        ):
+            raise DataError(f"message {number} is a {role} turn after the conversation began")
+        if role in ("assistant", "model") and not spoken:
+            raise DataError(f"message {number} is an answer before anybody asked")
+        if role == "tool" and not calls and number and chat.messages[number - 1]["role"] != "tool":
+            raise DataError(f"message {number} is a tool's result that no tool call asked for")
+        if role != "tool" and calls:
+            raise DataError(f"message {number} follows tool calls that got no result")
+        if not content and not message.get("tool_calls") and role != "tool":
+            raise DataError(f"message {number} ({role}) is empty")
+        spoken |= role == "user"
+        calls = bool(message.get("tool_calls"))
+        trained += role in ("assistant", "model") and number >= chat.first
+    if not trained:
+        raise DataError("there is no assistant turn to learn from")
+    return chat
+
+
+def _files(paths: Sequence[str | Path]) -> Iterator[Path]:
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = sorted(file for file in path.rglob("*") if file.is_file() and _kind(file))
+            if not inside:
+                raise UsageError(f"{path} holds no .jsonl, .json or .parquet file")
+            yield from inside
+        elif not path.exists():
+            raise UsageError(f"{path} does not exist: give a file of conversations, or a folder of them")
+        elif not _kind(path):
+            raise UsageError(f"{path} is not a .jsonl (.gz, .zst), .json or .parquet file")
+        else:
+            yield path
+
+
+def _kind(file: Path) -> str:
+    suffixes = [suffix.lower() for suffix in file.suffixes[-2:]]
+    plain = [suffix for suffix in suffixes if suffix not in (".gz", ".zst")]
+    return plain[-1] if plain and plain[-1] in (".jsonl", ".json", ".parquet") else ""
+
+
+def _rows(file: Path, ledger: Ledger) -> Iterator[tuple[int, Any, int]]:
+    """(number, value, bytes) of every row; what is no JSON is rejected here."""
+    match _kind(file):
+        case ".parquet":
+            yield from _parquet(file, ledger)
+        case ".json":
+            yield from _json(file, ledger)
+        case _:
+            yield from _jsonl(file, ledger)
+
+
+def _jsonl(file: Path, ledger: Ledger) -> Iterator[tuple[int, Any, int]]:
+    source, number = file.as_posix(), 0
+    try:
+        with open_bytes(file) as stream:
+            for number, line, size in lines(stream, MAX_ROW):
+                if line is None:
+                    ledger.reject(source, f"{source}:{number}", f"row longer than {MAX_ROW >> 20} MiB", size)
+                elif not line.isspace():
+                    try:
+                        value = json.loads(line.decode("utf-8"))
+                        json.dumps(value, ensure_ascii=False).encode(
+                            "utf-8"
+                        )  # half a surrogate pair shows here
+                    except (ValueError, RecursionError) as error:
+                        shown = line[:400].decode("utf-8", errors="replace")
+                        ledger.reject(source, f"{source}:{number}", "broken JSON", size, shown, str(error))
+                    else:
+                        yield number, value, size
+    except BROKEN as error:
+        ledger.reject(source, f"{source}:{number + 1}", "file is damaged from here on", 0, detail=str(error))
+
+
+def _json(file: Path, ledger: Ledger) -> Iterator[tuple[int, Any, int]]:
+    source, size = file.as_posix(), file.stat().st_size
+    if size > LARGEST_JSON:
+        raise UsageError(f"{file} has {size} bytes, and a .json file is read whole: write it as .jsonl")
+    try:
+        value = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError, OSError) as error:
+        ledger.reject(source, source, "broken JSON", size, detail=str(error))
+        return
+    rows = value if isinstance(value, list) else [value]
+    for number, row in enumerate(rows, 1):
+        yield number, row, len(json.dumps(row))
+
+
+def _parquet(file: Path, ledger: Ledger) -> Iterator[tuple[int, Any, int]]:
+    try:
+        import pyarrow
+        from pyarrow.parquet import ParquetFile
+    except ImportError:
+        raise MissingExtra("data", "pyarrow") from None
+    number, source = 0, file.as_posix()
+    try:
+        with ParquetFile(file) as table:
+            for batch in table.iter_batches(batch_size=256, use_threads=False):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, row, len(json.dumps(row, default=str))
+    except (pyarrow.ArrowException, *BROKEN) as error:
+        ledger.reject(source, f"{source}:{number + 1}", "file is damaged from here on", 0, detail=str(error))
