@@ -272,11 +272,32 @@ def _descriptions(unpacked: Path, out: Path) -> None:
     _rows(out / "descriptions.jsonl", texts())
 
 
+def _conversations(unpacked: Path, out: Path) -> None:
+    """Two people chatting: whoever begins is the user; what one says in a row is one turn."""
+    data = json.loads(next(unpacked.rglob("dataset.json")).read_text(encoding="utf-8"))
+    with open(out / "conversations.jsonl", "w", encoding="utf-8") as file:
+        for conversation in data.values():
+            turns = [
+                (said[0]["sender"], "\n".join(part["text"] for part in said))
+                for said in conversation["messages"]
+            ]
+            messages: list[dict[str, str]] = []
+            for sender, text in turns:
+                role = "user" if sender == turns[0][0] else "assistant"
+                if messages and messages[-1]["role"] == role:
+                    messages[-1]["content"] += f"\n{text}"
+                elif text.strip():
+                    messages.append({"role": role, "content": text})
+            if len(messages) > 1 and messages[0]["role"] == "user":
+                file.write(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
+
+
 CONVERT: dict[str, Callable[[Path, Path], None]] = {
     "poems": _poems,
     "dictionary": _dictionary,
     "kernel": _kernel,
     "descriptions": _descriptions,
+    "conversations": _conversations,
 }
 
 

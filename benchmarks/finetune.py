@@ -1,0 +1,169 @@
+"""LoRA fine-tuning against TRL's SFTTrainer with PEFT, interleaved: real tokens a second and peak memory, as JSON.
+
+    scripts/bench finetune [--rounds 3] [--steps 4] [--peers PYTHON]
+
+SmolLM2-135M, rank 16 on all linear layers, conversations of unequal lengths (chitchat), 512 tokens, batch 8. Every
+measurement is a process of its own. PYTHON belongs to an environment with trl, peft and datasets; the first use makes
+one in .venv-peers. The first step of each process warms up and does not count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from _figures import spread
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+PEER = Path(__file__).parent / "peers" / "trl_lora.py"
+OURS = {"langmill": ["--compile", "false"], "langmill_compiled": ["--compile", "true"]}
+THEIRS = {"trl_float32": ["--dtype", "float32"], "trl_bfloat16": ["--dtype", "bfloat16"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--conversations", type=int, default=200)
+    parser.add_argument("--peers", type=Path, default=ROOT / ".venv-peers" / "bin" / "python")
+    parser.add_argument("--only", nargs="*", choices=[*OURS, *THEIRS])
+    parser.add_argument("--worker", nargs=3, metavar=("MODEL", "DATA", "OUT"), help=argparse.SUPPRESS)
+    parser.add_argument("--compile", default="false", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.worker:
+        return work(*given.worker, given)
+    peers(given.peers)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+        model, data = inputs(Path(scratch), given.conversations)
+        names = given.only or [*OURS, *THEIRS]
+        found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+        for number in range(given.rounds):
+            for name in names:
+                found[name].append(measured(name, model, data, Path(scratch) / f"out-{name}-{number}", given))
+                rate = statistics.median(found[name][-1]["tokens_per_second"][1:])
+                print(
+                    name,
+                    f"{rate:.1f} tokens/s",
+                    f"{found[name][-1]['peak_bytes'] / 1e9:.2f} GB",
+                    file=sys.stderr,
+                )
+    print(json.dumps(report(found)))
+
+
+def report(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Rates and peaks by name, and the ratios of our best to theirs, round by round."""
+    rates = {
+        name: [statistics.median(run["tokens_per_second"][1:]) for run in runs]
+        for name, runs in found.items()
+    }
+    peaks = {name: statistics.median(run["peak_bytes"] for run in runs) for name, runs in found.items()}
+    answer: dict[str, Any] = {
+        "tokens_per_second": {name: spread(values, 1) for name, values in rates.items()},
+        "peak_gigabytes": {name: round(peak / 1e9, 2) for name, peak in peaks.items()},
+        "first_losses": {name: runs[0]["losses"][:1] for name, runs in found.items()},
+    }
+    ours, theirs = [n for n in rates if n in OURS], [n for n in rates if n in THEIRS]
+    if ours and theirs:
+        mine = max(ours, key=lambda name: statistics.median(rates[name]))
+        best = max(theirs, key=lambda name: statistics.median(rates[name]))
+        answer["over_" + best] = spread([a / b for a, b in zip(rates[mine], rates[best], strict=True)], 2)
+        answer["memory_over"] = {name: round(peaks[mine] / peaks[name], 2) for name in theirs}
+        answer["ours"] = mine
+    return answer
+
+
+def peers(python: Path) -> None:
+    """Make the peers' environment where it is not there."""
+    if python.exists():
+        return
+    print("installing trl, peft and datasets into .venv-peers", file=sys.stderr)
+    subprocess.run([sys.executable, "-m", "venv", python.parent.parent], check=True)
+    constraints = ROOT / "constraints.txt"
+    packages = ["trl==1.16.0", "peft>=0.21", "datasets"]
+    subprocess.run([python, "-m", "pip", "install", "-q", "-c", constraints, *packages], check=True)
+
+
+def inputs(scratch: Path, count: int) -> tuple[Path, Path]:
+    """SmolLM2 as a float32 folder, and so many conversations."""
+    from assets import fetch
+
+    from langmill.families.folder import load, save
+
+    model, tokenizer = load(next(fetch("smollm2").glob("*.gguf")))
+    save(model, tokenizer, scratch / "model")
+    with open(fetch("chitchat") / "conversations.jsonl", encoding="utf-8") as file:
+        rows = [line for line, _ in zip(file, range(count), strict=False)]
+    (scratch / "data.jsonl").write_text("".join(rows), encoding="utf-8")
+    return scratch / "model", scratch / "data.jsonl"
+
+
+def measured(name: str, model: Path, data: Path, out: Path, given: argparse.Namespace) -> dict[str, Any]:
+    """One process's figures."""
+    common = ["--steps", str(given.steps), "--threads", str(given.threads)]
+    if name in OURS:
+        words = [sys.executable, __file__, "--worker", str(model), str(data), str(out), *OURS[name], *common]
+    else:
+        words = [str(given.peers), str(PEER), str(model), str(data), *THEIRS[name], *common]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(
+        words, stdout=subprocess.PIPE, text=True, check=True, env=environment, cwd=out.parent
+    )
+    answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return answer
+
+
+def work(model: str, data: str, out: str, given: argparse.Namespace) -> None:
+    """Our side: the job's own parts, with a count of real tokens."""
+    from langmill.adapt.lora import adapt
+    from langmill.common.configure import configure
+    from langmill.common.settings import FinetuneSettings
+    from langmill.data.batches import Packed
+    from langmill.jobs import finetune
+    from langmill.train.loop import State, fit
+    from langmill.train.objectives import causal
+
+    words = [f"train.max_steps={given.steps}", "train.max_length=511", "train.micro_batch_size=8",
+             "train.learning_rate=0.001", "train.schedule=constant", "train.warmup_ratio=0", "train.log_every=1",
+             f"train.threads={given.threads}", f"train.compile={given.compile}", "holdout=0"]  # fmt: skip
+    named = {"model": model, "data": [data], "out": Path(out), "too_long": "truncate"}
+    settings = configure(FinetuneSettings, None, words, **named)
+    loaded, tokenizer = finetune.opened(settings)
+    ready = finetune.prepare(settings, tokenizer, loaded.config.length, None, quiet=True)
+    training = finetune.chosen(settings, ready.examples, ready.train, loaded)
+    adapt(loaded, settings.lora, 0)
+    real: list[int] = []
+    marks: list[float] = []
+
+    class Counted(Packed):
+        def __next__(self) -> Any:
+            batch = super().__next__()
+            real.append(int((batch.documents_BT > 0).sum()))
+            return batch
+
+    losses: list[float] = []
+
+    def hook(step: int, state: State) -> None:
+        marks.append(state.seconds)
+        losses.append(state.loss or 0.0)
+
+    batches = Counted(ready.examples, ready.train, 511, 8, 0)
+    fit(loaded, batches, causal, training, Path(out), seed=0, hooks=[hook], quiet=True)
+    counted = real[-given.steps :]
+    seconds = [b - a for a, b in zip([0.0, *marks], marks, strict=False)]
+    rates = [count / taken for count, taken in zip(counted, seconds, strict=True)]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"tokens_per_second": rates, "tokens": counted, "peak_bytes": peak, "losses": losses}))
+
+
+if __name__ == "__main__":
+    main()
