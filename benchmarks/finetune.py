@@ -1,6 +1,7 @@
 """LoRA fine-tuning against TRL's SFTTrainer with PEFT, interleaved: real tokens a second and peak memory, as JSON.
 
     scripts/bench finetune [--rounds 3] [--steps 4] [--peers PYTHON]
+    scripts/bench finetune --parity        the first step's loss and gradient norm of both, on the same eight rows
 
 SmolLM2-135M, rank 16 on all linear layers, conversations of unequal lengths (chitchat), 512 tokens, batch 8. Every
 measurement is a process of its own. PYTHON belongs to an environment with trl, peft and datasets; the first use makes
@@ -37,6 +38,7 @@ def main() -> None:
     parser.add_argument("--conversations", type=int, default=200)
     parser.add_argument("--peers", type=Path, default=ROOT / ".venv-peers" / "bin" / "python")
     parser.add_argument("--only", nargs="*", choices=[*OURS, *THEIRS])
+    parser.add_argument("--parity", action="store_true")
     parser.add_argument("--worker", nargs=3, metavar=("MODEL", "DATA", "OUT"), help=argparse.SUPPRESS)
     parser.add_argument("--compile", default="false", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -45,6 +47,8 @@ def main() -> None:
     peers(given.peers)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         model, data = inputs(Path(scratch), given.conversations)
+        if given.parity:
+            return print(json.dumps(parity(model, data, Path(scratch), given)))
         names = given.only or [*OURS, *THEIRS]
         found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
         for number in range(given.rounds):
@@ -120,6 +124,58 @@ def measured(name: str, model: Path, data: Path, out: Path, given: argparse.Name
     )
     answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return answer
+
+
+def parity(model: Path, data: Path, scratch: Path, given: argparse.Namespace) -> dict[str, Any]:
+    """Loss and gradient norm of one step over eight prompts and completions, all weights and an adapter, of both."""
+    pairs = []
+    for line in data.read_text(encoding="utf-8").splitlines()[:8]:
+        asked, answered = (turn["content"] for turn in json.loads(line)["messages"][:2])
+        pairs.append(json.dumps({"prompt": asked, "completion": f" {answered}"}) + "\n")
+    data.write_text("".join(pairs), encoding="utf-8")
+    answer: dict[str, Any] = {}
+    for method in ("full", "lora"):
+        adapter = scratch / "adapter"
+        mine = first_step(model, data, scratch / f"run-{method}", method, adapter)
+        words = [str(given.peers), str(PEER), str(model), str(data), "--steps", "1"]
+        words += ["--full"] if method == "full" else ["--adapter", str(adapter)]
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+        done = subprocess.run(
+            words, stdout=subprocess.PIPE, text=True, check=True, env=environment, cwd=scratch
+        )
+        theirs = json.loads(done.stdout.strip().splitlines()[-1])
+        answer[method] = {
+            "langmill": mine,
+            "trl": {"loss": theirs["losses"][0], "grad_norm": theirs["norms"][0]},
+        }
+    return answer
+
+
+def first_step(model: Path, data: Path, out: Path, method: str, adapter: Path) -> dict[str, float]:
+    """One step of ours over all rows of `data`; with lora, the adapter that it starts from is left in `adapter`."""
+    from langmill.adapt.lora import adapt
+    from langmill.common.configure import configure
+    from langmill.common.settings import FinetuneSettings
+    from langmill.families.peft import write_adapter
+    from langmill.jobs import finetune
+
+    words = ["holdout=0", "train.max_length=511", "train.micro_batch_size=1", "train.gradient_accumulation_steps=64",
+             "train.num_train_epochs=1", "train.dtype=float32", "train.compile=false", "train.log_every=1"]  # fmt: skip
+    settings = configure(
+        FinetuneSettings, None, words, model=str(model), data=[str(data)], out=out, method=method
+    )
+    loaded, tokenizer = finetune.opened(settings)
+    ready = finetune.prepare(settings, tokenizer, loaded.config.length, None, quiet=True)
+    settings = settings.model_copy(
+        update={"train": finetune.chosen(settings, ready.examples, ready.train, loaded)}
+    )
+    if method == "lora":
+        adapt(loaded, settings.lora, 0)
+        adapter.mkdir()
+        write_adapter(loaded, adapter, str(model))
+    finetune.train(settings, loaded, ready, out, quiet=True)
+    line = json.loads((out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    return {"loss": line["loss"], "grad_norm": line["grad_norm"]}
 
 
 def work(model: str, data: str, out: str, given: argparse.Namespace) -> None:

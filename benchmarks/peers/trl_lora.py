@@ -10,7 +10,7 @@ import time
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -36,6 +36,8 @@ def main():
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--save")
+    parser.add_argument("--adapter", help="start from this adapter in place of a fresh one")
+    parser.add_argument("--full", action="store_true", help="train all weights")
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--packing", action="store_true")
     given = parser.parse_args()
@@ -51,9 +53,12 @@ def main():
     clock = Clock()
     model = AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.float32)
     lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    if given.adapter:
+        model = PeftModel.from_pretrained(model, given.adapter, is_trainable=True)
     trainer = SFTTrainer(
-        model, args=config, train_dataset=Dataset.from_list(rows), peft_config=lora, callbacks=[clock],
+        model, args=config, train_dataset=Dataset.from_list(rows), callbacks=[clock],
         processing_class=AutoTokenizer.from_pretrained(given.model),
+        peft_config=None if given.adapter or given.full else lora,
     )  # fmt: skip
     tokens = []
     step = trainer.training_step

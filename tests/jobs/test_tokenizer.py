@@ -23,6 +23,23 @@ def test_train_then_inspect(texts: Path, tmp_path: Path) -> None:
     assert same.extra["fingerprint"] == shown.extra["fingerprint"] and "tokens" not in same.counts
 
 
+def test_a_single_file_is_the_same_tokenizer(texts: Path, tmp_path: Path) -> None:
+    for out in ("folder", "alone.json"):
+        train(TokenizerTrainSettings(path=[str(texts)], out=tmp_path / out, vocab_size=300), quiet=True)
+    whole, alone = (find(str(tmp_path / out)) for out in ("folder", "alone.json"))
+    assert (tmp_path / "alone.json").is_file() and alone.fingerprint == whole.fingerprint
+    assert (alone.start_id, alone.boundary_id, alone.pad_id) == (
+        whole.start_id,
+        whole.boundary_id,
+        whole.pad_id,
+    )
+    again = TokenizerTrainSettings(path=[str(texts)], out=tmp_path / "alone.json", vocab_size=400)
+    with pytest.raises(UsageError, match="exists already"):
+        train(again, quiet=True)
+    train(again.model_copy(update={"force": True}), quiet=True)
+    assert find(str(tmp_path / "alone.json")).fingerprint != whole.fingerprint
+
+
 def test_colours_show_every_token_and_whole_characters(texts: Path, tmp_path: Path) -> None:
     train(TokenizerTrainSettings(path=[str(texts)], out=tmp_path / "tok", vocab_size=300), quiet=True)
     tokenizer = find(str(tmp_path / "tok"))

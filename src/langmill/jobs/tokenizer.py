@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import tempfile
 from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
-from langmill.common.errors import ModelError
-from langmill.common.files import claim_out
+from langmill.common.errors import ModelError, UsageError
+from langmill.common.files import atomic_write, claim_out
 from langmill.common.metrics import Report
 from langmill.common.settings import TokenizerInspectSettings, TokenizerSettings, TokenizerTrainSettings
 from langmill.data.readers import check_paths
@@ -37,14 +38,23 @@ def find(where: str) -> Tokenizer:
 
 
 def train(settings: TokenizerTrainSettings, *, quiet: bool = False) -> Report:
-    """Train on a bounded sample of the text and write tokenizer.json with its companions to OUT."""
+    """Train on a bounded sample of the text and write tokenizer.json with its companions to OUT; where that ends in
+    .json, the tokenizer.json alone."""
     check_paths(settings.path)
-    claim_out(settings.out, force=settings.force, inputs=settings.path)
+    alone = settings.out.suffix == ".json"
+    if alone and settings.out.exists() and not (settings.force and settings.out.is_file()):
+        raise UsageError(f"{settings.out} exists already: choose another --out, or replace it with --force")
+    if not alone:
+        claim_out(settings.out, force=settings.force, inputs=settings.path)
     wanted = TokenizerSettings(
         kind=settings.kind, vocab_size=settings.vocab_size, sample_bytes=settings.sample_bytes
     )
     source = corpus.files(settings.path, settings.data)
-    tokenizer = corpus.train_tokenizer(source, wanted, settings.out, quiet)
+    with tempfile.TemporaryDirectory(prefix="langmill-", ignore_cleanup_errors=True) as scratch:
+        folder = Path(scratch) / "tokenizer" if alone else settings.out
+        tokenizer = corpus.train_tokenizer(source, wanted, folder, quiet)
+        if alone:
+            atomic_write(settings.out, (folder / "tokenizer.json").read_bytes())
     asked = settings.vocab_size
     short = (
         f" ({asked:,} were asked for: the text gives no more)"

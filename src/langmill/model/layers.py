@@ -87,7 +87,7 @@ class LoRA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         low = F.dropout(x, self.dropout, self.training) if self.dropout else x
-        change = self.scale * F.linear(F.linear(low, self.a.to(x.dtype)), self.b.to(x.dtype))
+        change = F.linear(self.scale * F.linear(low, self.a.to(x.dtype)), self.b.to(x.dtype))
         if self.m is None:
             y: Tensor = self.base(x) + change
             return y
