@@ -105,10 +105,23 @@ def inputs(scratch: Path, count: int) -> tuple[Path, Path]:
 
     model, tokenizer = load(next(fetch("smollm2").glob("*.gguf")))
     save(model, tokenizer, scratch / "model")
+    template = scratch / "model" / "chat_template.jinja"
+    template.write_text(marked(template.read_text(encoding="utf-8")), encoding="utf-8")
     with open(fetch("chitchat") / "conversations.jsonl", encoding="utf-8") as file:
         rows = [line for line, _ in zip(file, range(count), strict=False)]
     (scratch / "data.jsonl").write_text("".join(rows), encoding="utf-8")
     return scratch / "model", scratch / "data.jsonl"
+
+
+def marked(template: str) -> str:
+    """SmolLM2's template with {% generation %}, which TRL needs to train on the assistant's turns alone."""
+    turn = "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
+    assert turn in template
+    answer = (
+        "{% if message['role'] == 'assistant' %}{{ '<|im_start|>assistant\n' }}{% generation %}"
+        "{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}{% else %}"
+    )
+    return template.replace(turn, f"{answer}{turn}{{% endif %}}")
 
 
 def measured(name: str, model: Path, data: Path, out: Path, given: argparse.Namespace) -> dict[str, Any]:
@@ -138,7 +151,7 @@ def parity(model: Path, data: Path, scratch: Path, given: argparse.Namespace) ->
         adapter = scratch / "adapter"
         mine = first_step(model, data, scratch / f"run-{method}", method, adapter)
         words = [str(given.peers), str(PEER), str(model), str(data), "--steps", "1"]
-        words += ["--full"] if method == "full" else ["--adapter", str(adapter)]
+        words += ["--all-tokens", *(["--full"] if method == "full" else ["--adapter", str(adapter)])]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
         done = subprocess.run(
             words, stdout=subprocess.PIPE, text=True, check=True, env=environment, cwd=scratch

@@ -37,6 +37,7 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--save")
     parser.add_argument("--adapter", help="start from this adapter in place of a fresh one")
+    parser.add_argument("--all-tokens", action="store_true", help="the rows are no chats, or all is trained")
     parser.add_argument("--full", action="store_true", help="train all weights")
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--packing", action="store_true")
@@ -48,7 +49,8 @@ def main():
         output_dir="unused", max_steps=given.steps, per_device_train_batch_size=8, max_length=512,
         learning_rate=1e-3, lr_scheduler_type="constant", warmup_steps=0, weight_decay=0.0, max_grad_norm=1.0,
         gradient_checkpointing=given.checkpointing, bf16=given.dtype == "bfloat16", packing=given.packing,
-        use_cpu=True, report_to=[], save_strategy="no", logging_steps=1, disable_tqdm=True, seed=0,
+        assistant_only_loss=not given.all_tokens, use_cpu=True, report_to=[], save_strategy="no", logging_steps=1,
+        disable_tqdm=True, seed=0,
     )  # fmt: skip
     clock = Clock()
     model = AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.float32)

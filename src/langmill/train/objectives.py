@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 IGNORED = -100  # a target that is not scored
 CHUNK = 1024  # tokens whose V scores exist at once
+FROZEN_CHUNK = 512  # the same where only the states' gradient is wanted
 WHOLE = 1 << 25  # scores that may exist at once in mixed precision: 400 MB
 
 Tensors = Mapping[str, Tensor]  # the arrays of a batch by name, on the model's device
@@ -53,6 +54,8 @@ def head_loss(h_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, bias_V: Tensor
     """
 
     weight_VD = weight_VD.to(h_ND.dtype)  # a frozen embedding may be narrower
+    if h_ND.requires_grad and not weight_VD.requires_grad and (bias_V is None or not bias_V.requires_grad):
+        return frozen_head_loss(h_ND, weight_VD, targets_N, bias_V)
 
     def plain(
         h: Tensor, targets: Tensor, options: torch.nn.LinearCrossEntropyOptions | None = None
@@ -69,3 +72,45 @@ def head_loss(h_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, bias_V: Tensor
         return plain(h_ND, targets_N)
     pieces = zip(h_ND.split(CHUNK), targets_N.split(CHUNK), strict=True)
     return torch.stack([checkpoint(plain, h, targets, use_reentrant=False) for h, targets in pieces]).sum()
+
+
+# How many targets are scored differs from batch to batch, and compiled code wants one shape.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def frozen_head_loss(
+    h_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, bias_V: Tensor | None = None
+) -> Tensor:
+    """`head_loss` where the output matrix is not trained: unscored rows cost nothing, and the gradient of the states is
+    made with the scores, so that a chunk's scores are made once and dropped."""
+    scored = targets_N != IGNORED
+    loss: Tensor = _FrozenHead.apply(h_ND[scored], weight_VD, targets_N[scored], bias_V)  # type: ignore[no-untyped-call]
+    return loss
+
+
+class _FrozenHead(torch.autograd.Function):
+    """Sum of -ln softmax(h Wᵀ + b)[target] over rows; d/dh = (softmax - onehot) W."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, h_KD: Tensor, weight_VD: Tensor, targets_K: Tensor, bias_V: Tensor | None
+    ) -> Tensor:
+        total, gradient_KD = h_KD.new_zeros((), dtype=torch.float32), torch.empty_like(h_KD)
+        if torch.is_autocast_enabled(h_KD.device.type):  # once, not for every chunk
+            weight_VD = weight_VD.to(torch.get_autocast_dtype(h_KD.device.type))
+        for at in range(0, len(h_KD), FROZEN_CHUNK):
+            rows = slice(at, at + FROZEN_CHUNK)
+            z_CV = F.linear(h_KD[rows], weight_VD, bias_V).float()
+            p_CV = torch.softmax(z_CV, dim=-1)
+            best_C1, place_C1 = z_CV.max(dim=-1, keepdim=True)
+            target_C1 = targets_K[rows, None]
+            # ln of the sum, from the largest score's own share of it: no underflow, and no second pass of exp
+            log_sum_C1 = best_C1 - p_CV.gather(1, place_C1).log()
+            total += (log_sum_C1 - z_CV.gather(1, target_C1)).sum()
+            p_CV.scatter_add_(1, target_C1, torch.full_like(log_sum_C1, -1.0))
+            gradient_KD[rows] = torch.matmul(p_CV, weight_VD).to(h_KD.dtype)  # autocast chooses the type
+        ctx.save_for_backward(gradient_KD)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        (saved_KD,) = ctx.saved_tensors
+        return (gradient * saved_KD).to(saved_KD.dtype), None, None, None
