@@ -24,6 +24,7 @@ LITTLE = {
     "plan": ["--no-probe"],
     "generate": ["--max-new-tokens", "4"],
     "evaluate": ["--resamples", "20"],
+    "finetune": [*"train.max_steps=2 train.dtype=float32 train.compile=false".split(), "--threads", "1"],
 }
 TURN = "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
 TEMPLATE = "{% for m in messages %}" + TURN + "{% endfor %}<|im_start|>assistant\n"
@@ -47,6 +48,8 @@ def shortened(words: list[str]) -> list[str]:
     extra = LITTLE.get(words[0], [])
     if "--from" in words:
         extra = [word for word in extra if "size=" not in word or "batch" in word]
+    if "--preview" in words:
+        extra = []
     return [*words, *([] if "--resume" in words else extra), "--quiet"]
 
 
@@ -66,6 +69,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model, tokenizer = load(folder / "before")
     save(model, tokenizer, folder / "MODEL")
     (folder / "MODEL" / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
+    chats = [
+        [{"role": "user", "content": f"Boat {i}?"}, {"role": "assistant", "content": f"No {i}."}]
+        for i in range(9)
+    ]
+    (folder / "chats.jsonl").write_text(
+        "".join(json.dumps({"messages": chat}) + "\n" for chat in chats), "utf-8"
+    )
     return folder
 
 
