@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -85,6 +86,7 @@ def test_every_command_of_the_readme_runs(
     monkeypatch.chdir(place)
     found = commands(README)
     assert {words[0] for words in found} >= {"pretrain", "plan", "generate", "evaluate", "tokenizer", "data"}
+    monkeypatch.setattr("sys.stdin", io.StringIO("Boat 1?\n"))  # what `chat` is told
     for words in found:
         assert cli.run(shortened(words)) == 0, (words, capfd.readouterr().err)
     for block in blocks(README, "python") + blocks(CHINESE, "python"):

@@ -28,7 +28,8 @@ class Clock(TrainerCallback):
         self.seconds.append(time.perf_counter() - self.began)
 
 
-def main():
+def arguments():
+    """The command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("model")
     parser.add_argument("data")
@@ -41,7 +42,11 @@ def main():
     parser.add_argument("--full", action="store_true", help="train all weights")
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--packing", action="store_true")
-    given = parser.parse_args()
+    return parser.parse_args()
+
+
+def main():
+    given = arguments()
     torch.set_num_threads(given.threads)
     with open(given.data, encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]

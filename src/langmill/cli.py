@@ -67,6 +67,7 @@ COMMANDS = (
     ),
     Command("merge", "jobs.merge", "An adapter and its model to one model.", "MergeSettings", ("adapter",)),
     Command("generate", "apps.generate", "A model writes on from a prompt.", "GenerateSettings", ("model", "prompt")),
+    Command("chat", "apps.chat", "Talk with a model in the terminal.", "ChatSettings", ("model",)),
     Command("evaluate", "jobs.evaluate", "Loss and bits per byte of a model.", "EvaluateSettings", ("model",)),
 )  # fmt: skip
 GROUPS = {"data": "Text to documents to token shards.", "tokenizer": "Train and inspect tokenizers."}

@@ -3,48 +3,26 @@ import json
 import pytest
 import torch
 
+from langmill.adapt.lora import adapt
 from langmill.apps import generate as app
 from langmill.common.errors import DataError, ModelError, SettingsError, UsageError
-from langmill.common.settings import GenerateSettings
+from langmill.common.settings import GenerateSettings, LoRASettings
 from langmill.families import folder as folders
-from langmill.model.config import Head, ModelConfig, StackConfig, Tokens
-from langmill.model.init import init_
-from langmill.model.transformer import Transformer
-from langmill.text.tokenizer import Specials, Tokenizer
+from langmill.families.peft import adapters, write_adapter
+from langmill.text.chat import chat_ids
+from langmill.text.tokenizer import Tokenizer
 
-TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 LENGTH = 64
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return save(tmp_path_factory.mktemp("models") / "base")
+def folder(tmp_path_factory, make):
+    return make(tmp_path_factory.mktemp("models") / "base")
 
 
 @pytest.fixture(scope="module")
-def chat_folder(tmp_path_factory):
-    return save(tmp_path_factory.mktemp("models") / "chat", template=TEMPLATE)
-
-
-def save(folder, template=None):
-    text = ["The quick brown fox jumps over the lazy dog, every day and every night. 春眠不觉晓。"] * 3
-    tokenizer = Tokenizer.train(text, vocab_size=300)
-    if template:
-        known = Specials(
-            bos=tokenizer.bos_id, eos=tokenizer.eos_id, pad=tokenizer.pad_id, chat_template=template
-        )
-        tokenizer = Tokenizer(tokenizer._backend, known)
-    stack = StackConfig(dim=32, layers=2, heads=4, kv_heads=2, head_dim=8, hidden=48)
-    model = Transformer(ModelConfig(stack, Tokens(tokenizer.vocab_size, LENGTH), Head(tokenizer.vocab_size)))
-    init_(model, 0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(4 if parameter.ndim > 1 else 1)
-    folders.save(model, tokenizer, folder)
-    return str(folder)
+def chat_folder(tmp_path_factory, make, template):
+    return make(tmp_path_factory.mktemp("models") / "chat", template)
 
 
 def results(folder, *prompts, **settings):
@@ -147,6 +125,46 @@ def test_chat_renders_one_user_turn(chat_folder, monkeypatch):
     [ids] = seen
     assert (ids.count(start), ids.count(end)) == (3, 2)  # the one in the prompt's text is text
     assert tokenizer.decode(ids) == "system\nBe brief.\nuser\nHi <|im_end|>\nassistant\n"
+
+
+def test_chats_from_a_file_are_rendered_as_they_are(chat_folder, tmp_path):
+    tokenizer, rows = Tokenizer.load(chat_folder), tmp_path / "p.jsonl"
+    chat = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "春"},
+        {"role": "user", "content": "And?"},
+    ]
+    rows.write_text(json.dumps({"messages": chat}) + '\n{"text": "The"}\n', encoding="utf-8")
+    report = results(chat_folder, file=rows)
+    [first, second] = report.extra["results"]
+    assert (first["prompt"], second["prompt"]) == (chat, "The")
+    assert report.counts["prompt_tokens"] == len(chat_ids(tokenizer, chat)) + 2 and "> And?\n" in report.text
+    with pytest.raises(UsageError, match="line 1 is a chat as it stands"):
+        results(chat_folder, file=rows, chat=True, system="No.")
+    for row, message in (
+        ({"messages": chat[:3]}, "line 1: its last turn is assistant"),
+        ({"messages": []}, "line 1: its last turn is none"),
+        ({"messages": {"role": "user"}}, "messages and tools are lists"),
+        ({"messages": [{"content": "a"}, chat[1]]}, "line 1: message 0 has no role"),
+    ):
+        rows.write_text(json.dumps(row), encoding="utf-8")
+        with pytest.raises(DataError, match=message):
+            results(chat_folder, file=rows)
+
+
+def test_an_adapter_changes_what_is_written(folder, tmp_path):
+    model, _ = folders.load(folder)
+    adapt(model, LoRASettings(lora_r=2), 0)
+    with torch.no_grad():
+        for _, layer in adapters(model):
+            layer.b.normal_(generator=torch.Generator().manual_seed(1))
+    write_adapter(model, tmp_path, folder)
+    put = results(folder, "The", adapter=tmp_path).extra["results"]
+    assert put == results(str(tmp_path), "The").extra["results"]
+    assert put != results(folder, "The").extra["results"]
+    with pytest.raises(ModelError, match=r"holds no adapter_config\.json: --adapter takes"):
+        results(folder, "The", adapter=folder)
 
 
 def test_errors_say_what_to_do(folder, tmp_path):

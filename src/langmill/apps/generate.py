@@ -6,13 +6,14 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from langmill.common.errors import DataError, ModelError, UsageError
 from langmill.common.metrics import Report
 from langmill.common.progress import track
-from langmill.common.settings import GenerateSettings
+from langmill.common.settings import GenerateSettings, WriteSettings
 from langmill.families.folder import Model
 from langmill.infer.generate import Piece, generate_pieces, room
 from langmill.infer.ready import ready
@@ -25,27 +26,33 @@ _ROWS = 32  # prompts in one batch, at most
 _CACHE_BYTES = 1 << 30  # and bytes of keys and values, unless one prompt alone needs more
 
 
+@dataclass(frozen=True)
+class ChatRow:
+    """A row of a file that is a chat, and where it stands; the model answers its last turn, a user's."""
+
+    where: str
+    messages: list[Any]
+    tools: list[Any] | None
+
+
+Prompt = str | ChatRow
+
+
 def run(settings: GenerateSettings, *, quiet: bool = False) -> Report:
     """Generate from every prompt of the settings, results in their order.
 
     A single prompt's text goes to standard output as it is written, unless `quiet`; the speed goes to
-    standard error. Results: {"prompt", "text", "tokens", "finish_reason"}, where tokens are the ids
-    that the model wrote, a stop id included, and finish_reason is "stop" or "length".
+    standard error. Results: {"prompt", "text", "tokens", "finish_reason"}, where prompt is a text or a list
+    of messages, tokens are the ids that the model wrote, a stop id included, and finish_reason is "stop" or
+    "length".
     """
     if settings.system is not None and not settings.chat:
         raise UsageError("--system is a message of a chat: add --chat")
     prompts = read_prompts(settings)
-    sampling = Sampling(
-        max_new_tokens=settings.max_new_tokens,
-        temperature=settings.temperature,
-        top_k=settings.top_k,
-        top_p=settings.top_p,
-        min_p=settings.min_p,
-        repetition_penalty=settings.repetition_penalty,
-        seed=settings.seed,
-        stop=tuple(settings.stop),
+    sampling = sampling_of(settings)
+    model, tokenizer = ready(
+        settings.model, settings.dtype, settings.device, settings.threads, settings.adapter
     )
-    model, tokenizer = ready(settings.model, settings.dtype, settings.device, settings.threads)
     if settings.chat and tokenizer.chat_template is None:
         raise ModelError(
             f"{settings.model} has no chat template, so it was not made for chats: leave --chat out to go on "
@@ -54,7 +61,7 @@ def run(settings: GenerateSettings, *, quiet: bool = False) -> Report:
     ids = [_prompt_ids(tokenizer, prompt, settings) for prompt in prompts]
     room(model, ids, sampling.max_new_tokens)  # all prompts, before any work
     results: list[dict[str, Any]] = [
-        {"prompt": prompt, "text": "", "tokens": [], "finish_reason": None} for prompt in prompts
+        {"prompt": _shown(prompt), "text": "", "tokens": [], "finish_reason": None} for prompt in prompts
     ]
     began = time.perf_counter()
     streaming = len(prompts) == 1 and not quiet
@@ -76,9 +83,23 @@ def run(settings: GenerateSettings, *, quiet: bool = False) -> Report:
     return report
 
 
-def read_prompts(settings: GenerateSettings) -> list[str]:
+def sampling_of(settings: WriteSettings) -> Sampling:
+    """The part of the settings that chooses tokens."""
+    return Sampling(
+        max_new_tokens=settings.max_new_tokens,
+        temperature=settings.temperature,
+        top_k=settings.top_k,
+        top_p=settings.top_p,
+        min_p=settings.min_p,
+        repetition_penalty=settings.repetition_penalty,
+        seed=settings.seed,
+        stop=tuple(settings.stop),
+    )
+
+
+def read_prompts(settings: GenerateSettings) -> list[Prompt]:
     """The prompts given as arguments, then those of the file."""
-    prompts = [*settings.prompt]
+    prompts: list[Prompt] = [*settings.prompt]
     if settings.file is not None:
         prompts += _from_file(settings.file)
     if not prompts:
@@ -88,7 +109,7 @@ def read_prompts(settings: GenerateSettings) -> list[str]:
     return prompts
 
 
-def _from_file(path: Path) -> list[str]:
+def _from_file(path: Path) -> Sequence[Prompt]:
     """JSONL rows by their suffix, else one prompt a line; lines without text are no prompts."""
     try:
         lines = path.read_bytes().decode("utf-8-sig").split("\n")
@@ -102,18 +123,42 @@ def _from_file(path: Path) -> list[str]:
     return [_from_row(line, f"{path}, line {number}") for number, line in numbered]
 
 
-def _from_row(line: str, where: str) -> str:
+def _from_row(line: str, where: str) -> Prompt:
     try:
         row = json.loads(line)
-    except ValueError as reason:
+    except (ValueError, RecursionError) as reason:
         raise DataError(f"{where} is not JSON: {reason}") from None
+    if isinstance(row, dict) and "messages" in row:
+        return _chat_row(row, where)
     found = [row[key] for key in ("prompt", "text") if key in row] if isinstance(row, dict) else []
     if not found or not isinstance(found[0], str):
-        raise DataError(f'{where} has no text in "prompt" or "text"')
+        raise DataError(f'{where} has no text in "prompt" or "text", and no "messages"')
     return found[0]
 
 
-def _prompt_ids(tokenizer: Tokenizer, prompt: str, settings: GenerateSettings) -> list[int]:
+def _chat_row(row: dict[str, Any], where: str) -> ChatRow:
+    messages, tools = row["messages"], row.get("tools") or None
+    if not isinstance(messages, list) or not (tools is None or isinstance(tools, list)):
+        raise DataError(f"{where}: messages and tools are lists")
+    last = messages[-1] if messages else None
+    role = last.get("role") if isinstance(last, dict) else None
+    if role != "user":
+        raise DataError(f"{where}: its last turn is {role or 'none'}; the model answers a user's")
+    return ChatRow(where, messages, tools)
+
+
+def _shown(prompt: Prompt) -> str | list[Any]:
+    return prompt if isinstance(prompt, str) else prompt.messages
+
+
+def _prompt_ids(tokenizer: Tokenizer, prompt: Prompt, settings: GenerateSettings) -> list[int]:
+    if isinstance(prompt, ChatRow):
+        if settings.system is not None:
+            raise UsageError(f"{prompt.where} is a chat as it stands: --system is for prompts that are text")
+        try:
+            return chat_ids(tokenizer, prompt.messages, add_generation_prompt=True, tools=prompt.tools)
+        except DataError as error:
+            raise DataError(f"{prompt.where}: {error}") from None
     if not settings.chat:
         return tokenizer.prompt_ids(prompt)
     system = [] if settings.system is None else [{"role": "system", "content": settings.system}]
@@ -156,13 +201,17 @@ def _report(
     if len(results) == 1:
         text = "" if streamed else results[0]["text"]
     else:
-        text = "\n\n".join(f"> {result['prompt']}\n{result['text']}" for result in results)
+        text = "\n\n".join(f"> {_asked(result['prompt'])}\n{result['text']}" for result in results)
     return Report(
         counts={"prompts": len(results), "prompt_tokens": sum(map(len, ids)), "tokens": tokens},
         figures={"tokens_per_second": tokens / seconds, "seconds_generating": seconds},
         text=text,
         extra={"results": results},
     )
+
+
+def _asked(prompt: str | list[Any]) -> Any:
+    return prompt if isinstance(prompt, str) else prompt[-1].get("content", "")
 
 
 def _summary(report: Report, wanted: int) -> str:

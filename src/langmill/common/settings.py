@@ -6,59 +6,20 @@ description says by what. Counts may be written 64M or 2G (powers of ten), 64MiB
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import Field
 
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9, "t": 10**12}
-_BINARY = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
-_COUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgbt]i?)?b?", re.IGNORECASE)
-
-
-def parse_count(text: str) -> int:
-    """Read "10M", "1.5B", "64MiB" or "4096" as a number; ValueError where it is none."""
-    match = _COUNT.fullmatch(text.strip().replace("_", ""))
-    unit = (match[2] or "").lower() if match else ""
-    if not match or unit not in _UNITS | _BINARY:
-        raise ValueError(f"'{text}' is not a count: write 4096, 64M (64 million) or 64MiB (64 x 2^20)")
-    return round(float(match[1]) * (_UNITS | _BINARY)[unit])
-
-
-def _count(value: Any) -> Any:
-    return parse_count(value) if isinstance(value, str) else value
-
-
-Count = Annotated[int, BeforeValidator(_count)]
-
-# Settings of several commands, said once.
-Seed = Annotated[int, Field(ge=0, lt=2**63, description="fixes every random choice")]
-Device = Annotated[str, Field(description="cpu, cuda, cuda:1 or mps; auto: a GPU where there is one")]
-Threads = Annotated[int | None, Field(ge=1, description="CPU threads; none: one for each physical core")]
-UseDtype = Annotated[
-    Literal["auto", "float32", "bfloat16"],
-    Field(description="number type; auto: float32 on a CPU, the file's own on a GPU"),
-]
-VocabularySize = Annotated[
-    Count | None,
-    Field(ge=260, le=1_000_000, description="entries in the vocabulary; none: chosen from the text's size"),
-]
-SampleBytes = Annotated[Count, Field(ge=1, description="bytes of text to train on, spread over all of it")]
-
-
-class Settings(BaseModel):
-    """Base: unknown keys are errors, values are fixed once made, NaN and infinity are refused."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        validate_by_name=True,
-        validate_by_alias=True,
-        validate_default=True,
-        coerce_numbers_to_str=True,
-        allow_inf_nan=False,
-    )
+from langmill.common.setting import Count as Count
+from langmill.common.setting import Device as Device
+from langmill.common.setting import SampleBytes as SampleBytes
+from langmill.common.setting import Seed as Seed
+from langmill.common.setting import Settings as Settings
+from langmill.common.setting import Threads as Threads
+from langmill.common.setting import UseDtype as UseDtype
+from langmill.common.setting import VocabularySize as VocabularySize
+from langmill.common.setting import parse_count as parse_count
 
 
 class DataSettings(Settings):
@@ -224,17 +185,43 @@ class FinetuneTrainSettings(TrainSettings):
     beta2: float = Field(0.999, gt=0, lt=1, description="AdamW: decay of the mean of the gradient's square")
 
 
+class PreferSettings(Settings):
+    """What is learned from preferences, and how strongly."""
+
+    loss: Literal["dpo", "ipo", "kto", "orpo", "simpo"] = Field(
+        "dpo",
+        description="dpo; ipo: does not run off where every label agrees; kto: from single answers with a label; orpo "
+        "and simpo: without a reference, orpo learns the chosen answers too",
+    )
+    beta: float | None = Field(
+        None,
+        gt=0,
+        description="how closely the model keeps to where it began (ipo's tau, orpo's lambda); none: 0.1, simpo 2",
+    )
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=0.5, description="dpo, simpo: share of the labels that is thought wrong"
+    )
+    simpo_gamma: float = Field(0.5, ge=0, description="simpo: the margin to reach, in rewards")
+    desirable_weight: float = Field(1.0, gt=0, description="kto: what a good answer weighs")
+    undesirable_weight: float = Field(1.0, gt=0, description="kto: what a bad answer weighs")
+
+
 class FinetuneSettings(Settings):
     """`langmill finetune`: a model and a file of conversations in, an adapter or a model out."""
 
     model: str = Field(description="model to start from: folder, .gguf file or hub id")
-    task: Literal["chat"] = Field("chat", description="chat: answer as the conversations' assistant does")
+    task: Literal["chat", "prefer"] = Field(
+        "chat",
+        description="chat: answer as the conversations' assistant does; prefer: rather as chosen than as rejected",
+    )
     data: list[str] = Field(
         min_length=1,
         description="conversations: .jsonl (.gz, .zst), .json or .parquet with messages, prompt and completion, Alpaca "
-        "or ShareGPT rows (repeatable)",
+        "or ShareGPT rows; prefer: prompt, chosen and rejected, or prompt, completion and label (repeatable)",
     )
-    out: Path = Field(description="folder to write; its private run folder is OUT.run")
+    out: Path = Field(
+        Path("langmill-finetuned"), description="folder to write; its private run folder is OUT.run"
+    )
     method: Literal["lora", "qlora", "full"] = Field(
         "lora",
         description="lora: train a small adapter; qlora: on 4-bit weights, least memory; full: all weights",
@@ -258,6 +245,7 @@ class FinetuneSettings(Settings):
     seed: Seed = 0
     track: bool = Field(False, description="write TensorBoard files too (extra: track)")
     lora: LoRASettings = LoRASettings()
+    prefer: PreferSettings = PreferSettings()
     train: FinetuneTrainSettings = FinetuneTrainSettings()
 
 
@@ -306,31 +294,44 @@ class PlanSettings(Settings):
     train: TrainSettings = TrainSettings()
 
 
-class GenerateSettings(Settings):
-    """`langmill generate`: a model goes on from a prompt."""
+class WriteSettings(Settings):
+    """How a model writes: what `generate` and `chat` share."""
 
     model: str = Field(description="model folder, .gguf file or hub id")
-    prompt: list[str] = Field(default_factory=list, description="texts to go on from; none: standard input")
-    file: Path | None = Field(
-        None, description='prompts from a file: JSONL rows {"prompt"} or {"text"}, else one a line'
-    )
-    chat: bool = Field(False, description="render each prompt as one user turn through the chat template")
-    system: str | None = Field(None, description="with --chat: the system message before the user's turn")
+    adapter: Path | None = Field(None, description="folder of a PEFT adapter to put onto the model")
+    system: str | None = Field(None, description="the system message that begins a chat")
     max_new_tokens: int = Field(128, ge=1, description="tokens to write at most, for each prompt")
     temperature: float = Field(0.0, ge=0, description="0: always the likeliest token; 1: as the model says")
     top_k: int = Field(0, ge=0, description="sample among the k likeliest tokens; 0: all")
-    top_p: float = Field(
-        1.0, gt=0, le=1, description="sample among the likeliest that make up this probability"
-    )
+    top_p: float = Field(1.0, gt=0, le=1, description="sample among the likeliest that make up this share")
     min_p: float = Field(0.0, ge=0, le=1, description="drop tokens below this share of the likeliest one's")
-    repetition_penalty: float = Field(
-        1.0, gt=0, description="above 1: tokens seen already become less likely"
-    )
+    repetition_penalty: float = Field(1.0, gt=0, description="above 1: tokens seen become less likely")
     stop: list[str] = Field(default_factory=list, description="end before this text appears (repeatable)")
     seed: Seed = 0
     dtype: UseDtype = "auto"
     device: Device = "auto"
     threads: Threads = None
+
+
+class GenerateSettings(WriteSettings):
+    """`langmill generate`: a model goes on from a prompt."""
+
+    prompt: list[str] = Field(default_factory=list, description="texts to go on from; none: standard input")
+    file: Path | None = Field(
+        None, description='prompts: JSONL rows {"prompt"}, {"text"} or {"messages"}, else one a line'
+    )
+    chat: bool = Field(False, description="render each prompt as one user turn through the chat template")
+
+
+class ChatSettings(WriteSettings):
+    """`langmill chat`: a conversation in the terminal."""
+
+    max_new_tokens: int = Field(512, ge=1, description="tokens of one answer, at most")
+    temperature: float = Field(0.7, ge=0, description="0: always the likeliest token; 1: as the model says")
+    top_p: float = Field(0.95, gt=0, le=1, description="sample among the likeliest that make up this share")
+    overflow: Literal["oldest", "stop"] = Field(
+        "oldest", description="a chat beyond the model's window: leave the oldest turns out, or refuse"
+    )
 
 
 class EvaluateSettings(Settings):
@@ -367,7 +368,7 @@ class TokenizerTrainSettings(Settings):
     """`langmill tokenizer train`: a vocabulary from a bounded sample of text."""
 
     path: list[str] = Field(min_length=1, description="text files or folders of them")
-    out: Path = Field(description="folder to write tokenizer.json and its companions to")
+    out: Path = Field(description="folder for tokenizer.json and its companions; X.json: that file alone")
     force: bool = Field(False, description="replace an existing --out")
     kind: Literal["bpe", "wordpiece", "unigram"] = Field(
         "bpe", description="bpe (byte-level) loses nothing and knows every character"

@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from langmill.common.errors import ModelError, SettingsError, UsageError
 from langmill.families.folder import Model
+from langmill.infer.past import Past
 from langmill.infer.sampling import Sampling, sample, streams
 from langmill.model.config import ModelConfig
 from langmill.text.tokenizer import Tokenizer
@@ -87,13 +88,15 @@ def generate_ids(
     stop_ids: frozenset[int] = frozenset(),
     ended: Callable[[int, int], bool] | None = None,
     numbers: Sequence[random.Random] | None = None,
+    past: Past | None = None,
 ) -> Iterator[list[Token]]:
     """Go on from every prompt at once; each step yields one `Token` a row that is still going on.
 
     Rows that end leave the batch. A row's tokens do not depend on the others in the batch (in float32;
     narrower types may round differently). `ended(row, id)` is asked after each token that is no stop id:
     True ends the row. `sampling.stop` is text and read by `generate_pieces`, not here. `numbers` are the
-    rows' random numbers, by default `streams(sampling.seed, prompts)`.
+    rows' random numbers, by default `streams(sampling.seed, prompts)`. `past` spares a single prompt
+    what was read of it before, with the same model.
     Memory: the whole cache is made at the start, for the longest prompt plus max_new_tokens.
     Raises ModelError for a prompt that is empty, longer than the model's positions, or of foreign ids.
     """
@@ -108,9 +111,13 @@ def generate_ids(
     ).to(device)
     lengths_B = torch.tensor([len(prompt) for prompt in prompts], device=device)
     # Any: each model takes the cache that it makes. The last token of a row is never fed back, hence the - 1.
-    cache: Any = model.new_cache(len(rows), max(len(p) + n - 1 for p, n in zip(prompts, limits, strict=True)))
+    needed = max(len(p) + n - 1 for p, n in zip(prompts, limits, strict=True))
+    cache: Any = past.open(model, prompts[0], needed) if past else model.new_cache(len(rows), needed)
     seen_BV = _seen(tokens_BT, lengths_B, model.config.vocab) if sampling.repetition_penalty != 1 else None
-    h_BD = _prefill(model, tokens_BT, lengths_B, cache)
+    known = past.reused if past else 0
+    h_BD = _prefill(model, tokens_BT[:, known:], lengths_B - known, cache)
+    if past:
+        past.read(prompts[0][known:])
     written = 0
     while rows:
         ids_B = sample(model.logits(h_BD), sampling, seen_BV, [numbers[row] for row in rows])
@@ -132,6 +139,8 @@ def generate_ids(
             seen_BV = None if seen_BV is None else seen_BV[kept]
             cache.select(kept)
         h_BD = model.hidden(ids_B[:, None], cache=cache)[:, 0]
+        if past:
+            past.read(ids_B.tolist())
 
 
 def room(model: Model, prompts: Sequence[Sequence[int]], wanted: int) -> list[int]:
@@ -198,6 +207,7 @@ def generate_pieces(
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     numbers: Sequence[random.Random] | None = None,
+    past: Past | None = None,
 ) -> Iterator[list[Piece]]:
     """`generate_ids` with each row's text: whole characters only, never a stop text or a stop id's text."""
     writers = [_Writer(tokenizer, sampling.stop) for _ in prompts]
@@ -205,7 +215,7 @@ def generate_pieces(
     def ended(row: int, token: int) -> bool:
         return writers[row].ended(token)
 
-    for step in generate_ids(model, prompts, sampling, tokenizer.stop_ids, ended, numbers):
+    for step in generate_ids(model, prompts, sampling, tokenizer.stop_ids, ended, numbers, past):
         yield [writers[token.row].piece(token) for token in step]
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from langmill.common.errors import ModelError, SettingsError
+from langmill.families import peft
 from langmill.families.folder import Model, load, read_config
 from langmill.families.hub import resolve
 from langmill.text.tokenizer import Tokenizer
@@ -13,13 +16,19 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 
 def ready(
-    where: str, dtype: str = "auto", device: str = "auto", threads: int | None = None
+    where: str,
+    dtype: str = "auto",
+    device: str = "auto",
+    threads: int | None = None,
+    adapter: Path | None = None,
 ) -> tuple[Model, Tokenizer]:
     """The model and tokenizer at `where`, for use.
 
     dtype: float32, bfloat16, or auto: float32 on a CPU, the file's own elsewhere. device: auto takes a GPU
-    where there is one. threads: CPU threads of this process, None for torch's own choice.
-    ModelError where the model has no tokenizer, SettingsError where the device is not there.
+    where there is one. threads: CPU threads of this process, None for torch's own choice. adapter: folder of a
+    PEFT adapter to put onto the model; a tokenizer beside it takes the place of the model's.
+    ModelError where the model has no tokenizer or the adapter is not one of its, SettingsError where the device
+    is not there.
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -28,7 +37,12 @@ def ready(
         chosen = _DTYPES[dtype]
     else:
         chosen = torch.float32 if place.type == "cpu" else _stored(where)
-    model, tokenizer = load(where, dtype=chosen, device=place)
+    if adapter is None:
+        model, tokenizer = load(where, dtype=chosen, device=place)
+    elif peft.is_adapter(adapter):
+        model, tokenizer = peft.load_adapted(adapter, where, chosen, place)
+    else:
+        raise ModelError(f"{adapter} holds no {peft.CONFIG}: --adapter takes the folder of a PEFT adapter")
     if tokenizer is None:
         raise ModelError(
             f"{where} has no tokenizer.json: put the one that the model was trained with into the folder"
@@ -54,5 +68,7 @@ def find_device(name: str) -> torch.device:
 def _stored(where: str) -> torch.dtype:
     """The number type that a model's files are in; bfloat16 where they are quantised or do not say."""
     path = resolve(where)
+    if peft.is_adapter(path):
+        path = resolve(peft.base_of(path))
     theirs = {} if path.suffix == ".gguf" else read_config(path / "config.json")
     return _DTYPES.get(str(theirs.get("dtype") or theirs.get("torch_dtype")), torch.bfloat16)

@@ -89,6 +89,11 @@ class Cache:
         self.longest = int(self.lengths_B.max())
         self.even = bool((self.lengths_B == self.longest).all())
 
+    def cut(self, length: int) -> None:
+        """Forget what stands behind the first `length` tokens, which every row must hold."""
+        self.lengths_B = torch.full_like(self.lengths_B, length)
+        self.longest, self.even = length, True
+
     def select(self, rows: Tensor) -> None:
         """Keep only these rows, in this order (beams, finished requests)."""
         self.lengths_B = self.lengths_B[rows]
