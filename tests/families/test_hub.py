@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from langmill.common.errors import ModelError
+from langmill.common.errors import ModelError, UsageError
 from langmill.families.hub import resolve
 
 COMMIT = "a" * 40
@@ -158,5 +158,5 @@ def test_local_paths(tmp_path: Path) -> None:
         "C:\\no",
         "a/../c.gguf",
     ]:
-        with pytest.raises(ModelError, match="does not exist"):
+        with pytest.raises(UsageError, match="does not exist"):
             resolve(name)

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from langmill.common.errors import ModelError
+from langmill.common.errors import ModelError, UsageError
 
 _ID = re.compile(
     r"(?P<repo>\w[\w.-]*/\w[\w.-]*?)(?:/(?P<file>(?:\w[\w. -]*/)*\w[\w. -]*\.gguf))?(?:@(?P<revision>\w[\w./-]*))?"
@@ -26,7 +26,7 @@ def resolve(where: str | Path) -> Path:
     """The local folder or .gguf file of a model, fetched where it is a hub id and not yet in the cache.
 
     where: a folder, a .gguf file, "org/name[@revision]" or "org/name/file.gguf[@revision]".
-    Raises ModelError saying what was looked for and what to do.
+    Raises UsageError for a path that is not there, ModelError saying what was looked for and what to do.
     """
     path = Path(where).expanduser()
     if not str(where).strip():
@@ -37,7 +37,7 @@ def resolve(where: str | Path) -> Path:
         raise ModelError(f"{where} is neither a model folder nor a .gguf file; give the folder that holds it")
     match = _ID.fullmatch(str(where))
     if match is None:
-        raise ModelError(
+        raise UsageError(
             f"{where} does not exist, and it is not a hub id "
             "(org/name, org/name@revision or org/name/file.gguf): check the path"
         )
