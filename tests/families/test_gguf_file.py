@@ -109,6 +109,10 @@ HOSTILE = {
     "overlap": (raw(info("t", (16,)), info("u", offset=32), tensors=2), "u at byte 128 overlaps tensor t"),
     "data cut off": (raw(info("t"), tensors=1, data=8), "tensor t ends at byte"),
     "no architecture": (raw(), "general.architecture is None; supported are llama, qwen2, qwen3, gpt2"),
+    "a list of them": (
+        raw(entry("general.architecture", 9, struct.pack("<IQ", 8, 1) + text("llama")), entries=1),
+        "general.architecture is a list of 1",
+    ),
     "another one": (raw(entry("general.architecture", 8, text("mamba")), entries=1), "'mamba'; supported are llama"),
 }  # fmt: skip
 

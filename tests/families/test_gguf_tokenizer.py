@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
 
+from langmill.common.errors import ModelError
 from langmill.families.gguf_tokenizer import BYTES, build
 from langmill.text.chat import chat_ids
 
@@ -104,6 +105,15 @@ def test_sentencepiece_vocabularies(text: str, prefix: bool) -> None:
     assert ours.encode(text) == sentencepiece(text, prefix)
     assert ours.decode(ours.encode(text)) == text
     assert ours.prompt_ids(text)[0] == 1 and ours.stop_ids == {2}
+
+
+def test_a_piece_too_long_to_cut_everywhere_is_refused() -> None:
+    changes = {"tokens": "a" * 2000, "token_type": 1, "scores": -1.0}
+    longer = {
+        f"tokenizer.ggml.{key}": [*SPM[f"tokenizer.ggml.{key}"], value] for key, value in changes.items()
+    }
+    with pytest.raises(ModelError, match="has 2000 characters"):
+        build(SPM | longer, Path("x.gguf"))
 
 
 def test_the_real_tokenizer_equals_the_pipeline_that_its_pre_tokenizer_names(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from langmill.common.errors import ModelError
 from langmill.families import family, folder, modules
@@ -108,8 +108,6 @@ def test_a_body_without_head_names_loads_too(tmp_path: Path) -> None:
     state = load_file(tmp_path / "model.safetensors")
     bare = {key.removeprefix("transformer."): tensor for key, tensor in state.items()}
     bare["h.0.attn.bias"] = torch.ones(1, 1, 64, 64)
-    from safetensors.torch import save_file
-
     save_file(bare, tmp_path / "model.safetensors", metadata={"format": "pt"})
     tokens = torch.arange(9)[None]
     torch.testing.assert_close(folder.load_model(tmp_path)(tokens), theirs(tokens).logits, atol=1e-5, rtol=0)
@@ -135,12 +133,64 @@ def damage_config(where: Path, **changes: Any) -> None:
         ({"rope_parameters": [1]}, "rope_parameters is"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5 is not supported"),
         ({"num_key_value_heads": 3}, "cannot share"),
+        ({"num_hidden_layers": 2**39}, "num_hidden_layers is"),
+        ({"num_hidden_layers": 16000}, "16000 layers are announced"),
+        ({"rms_norm_eps": "x"}, "rms_norm_eps is 'x'"),
+        ({"hidden_act": ["silu"]}, "hidden_act is"),
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings is 'no'"),
+        ({"rope_parameters": {"rope_theta": [1]}}, r"rope_theta is \[1\]"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": -2}}, "factor is -2"),
+        (
+            {"rope_parameters": {"rope_type": "yarn", "original_max_position_embeddings": "q"}},
+            "embeddings is 'q'",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "llama3", "low_freq_factor": 4.0}},
+            "low_freq_factor must be smaller",
+        ),
+        ({"quantization_config": {"quant_method": "gptq"}}, r"quantised \(gptq\)"),
     ],
 )
 def test_wrong_configurations_are_named(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     reference("llama", tmp_path)
     damage_config(tmp_path, **changes)
+    with pytest.raises(ModelError, match=message) as caught:
+        folder.load_model(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_window_layers": "x"}, "max_window_layers is 'x'"),
+        ({"layer_types": [["a"], 2]}, "layer_types must name"),
+        ({"layer_types": 5}, "layer_types must name"),
+    ],
+)
+def test_wrong_windows_are_named(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    reference("qwen2-windows", tmp_path)
+    damage_config(tmp_path, **{"layer_types": None, **changes})
     with pytest.raises(ModelError, match=message):
+        folder.load_model(tmp_path)
+
+
+@torch.no_grad()
+def test_an_output_matrix_of_its_own_counts_where_the_configuration_ties_it(tmp_path: Path) -> None:
+    """transformers 5 keeps the file's matrix where the two differ, and so do the logits here."""
+    reference("llama-biased", tmp_path)
+    damage_config(tmp_path, tie_word_embeddings=True)
+    theirs, tokens = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval(), torch.arange(9)[None]
+    ours = folder.load_model(tmp_path)
+    torch.testing.assert_close(ours(tokens), theirs(tokens).logits, atol=1e-5, rtol=0)
+    folder.save(ours, None, tmp_path / "again")
+    assert torch.equal(folder.load_model(tmp_path / "again")(tokens), ours(tokens))
+
+
+def test_weights_that_are_no_floats_are_refused(tmp_path: Path) -> None:
+    reference("llama", tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    save_file({name: tensor.to(torch.int8) for name, tensor in state.items()}, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match="holds torch.int8"):
         folder.load_model(tmp_path)
 
 

@@ -212,6 +212,24 @@ STOPPED = [
     "{% set l = range(99999)|list %}{% for i in range(99999) %}{% set x = l.index(99998) %}{% endfor %}",
     "{% set l = range(99999)|list %}{% for i in range(99999) %}{% if -1 in l %}{% endif %}{% endfor %}",
     "{{ messages|tojson(indent=100000) }}",
+    "{% for i in range(2000) %}" + "{% set a = 1 %}" * 1000 + "{% endfor %}",
+    "{% set l = range(2000)|list %}{{ l|select('in', l)|list|length }}",
+    *(
+        "{% set s = 'a' * 1000 ~ 'b' %}{% set l = [s] * 1000 %}{% set x = 'a' * 1000 ~ 'c' %}"
+        "{% for i in range(100) %}{% set y = " + use + " %}{% endfor %}"
+        for use in ("x in l", "x is in l", "l.count(x)")
+    ),
+    "{% set l = range(20000) %}{% for i in range(100) %}{% set x = 3.5 in l %}{% endfor %}",
+    "{% set v = dict(range(2000)|batch(2)).values() %}{% for i in range(2000) %}{% set x = 'a' in v %}{% endfor %}",
+    "{% set d = dict(range(20000)|batch(2)) %}{% for i in range(50) %}{% set x = d.copy() %}{% endfor %}",
+    "{% macro m() %}{{ varargs|length }}{% endmacro %}{% set l = range(2000)|list %}"
+    "{% for i in range(300) %}{{ m(*l) }}{% endfor %}",
+]  # fmt: skip
+# One operation whose work or result grows without measure: refused whatever is left of the budget.
+REFUSED = [
+    "{{ ('%99999d' * 20)|format(*([0] * 20)) }}", "{{ 1|round(999, 'ceil') }}", "{{ [[1], [2]]|sum(start=[]) }}",
+    "{{ 'a'.encode() }}", "{{ (1).to_bytes(4, 'big') }}", "{{ 'a b'|wordwrap(1) }}", "{{ 'a'|striptags }}",
+    "{{ ('a'|safe).striptags() }}", "{{ range(9).count(3.5) }}", "x" * (1 << 18),
 ]  # fmt: skip
 ESCAPES = [
     "{{ ''.__class__ }}", "{{ messages[0].__init__.__globals__ }}", "{{ messages[0]._touched }}",
@@ -227,6 +245,14 @@ def test_hostile_templates_are_stopped(template: str, monkeypatch: pytest.Monkey
     monkeypatch.setattr("langmill.text.chat.BUDGET", 1 << 20)
     with pytest.raises(ModelError):
         render(template, [{"role": "user", "content": "hi"}])
+
+
+@pytest.mark.parametrize("template", REFUSED)
+def test_what_grows_without_measure_is_refused(template: str) -> None:
+    with pytest.raises(ModelError):
+        render(template, [{"role": "user", "content": "hi"}])
+    shown = render("{% set n = namespace(x=[1]) %}{{ n }}{{ 2.55|round(1) }}{{ [1, 2]|sum }}", TALK)
+    assert shown == "<Namespace>2.53"  # what a namespace holds is not printed
 
 
 def test_long_chats_are_not_taken_for_hostile_ones() -> None:

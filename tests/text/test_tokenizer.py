@@ -225,6 +225,8 @@ def test_the_companions_of_a_file(trained: dict[str, Tokenizer], tmp_path: Path)
         ("tokenizer_config.json", b"[1]", "tokenizer_config.json holds no JSON object"),
         ("tokenizer_config.json", b'{"a', "tokenizer_config.json cannot be read as JSON"),
         ("tokenizer_config.json", b'{"eos_token": "<nope>"}', 'eos_token is "<nope>"'),
+        ("tokenizer_config.json", b'{"pad_token": {"content": [5]}}', "pad_token is {'content': [5]}"),
+        ("tokenizer_config.json", b"[" * 200_000, "tokenizer_config.json cannot be read as JSON"),
         ("chat_template.jinja", b"\xff", "chat_template.jinja is not UTF-8"),
     ],
 )

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from jinja2 import Template
@@ -225,7 +226,7 @@ def _marks(specials: Iterable[str], texts: Iterable[str]) -> dict[str, str]:
     plain = ["", "", "", *(token for token in specials if len(token) == 1)]
     everything = "\n".join(texts)
     used, lower = set(everything), everything.lower() if "\\u" in everything.lower() else ""
-    private = map(chr, (*range(0xE000, 0xF900), *range(0xF0000, 0xFFFFE), *range(0x100000, 0x10FFFE)))
+    private = map(chr, chain(range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE)))
     free = (letter for letter in private if letter not in used and _as_json(letter) not in lower)
     marks = dict(zip(free, plain, strict=False))
     if len(marks) < len(plain):
