@@ -67,8 +67,15 @@ def outline(where: str | Path) -> tuple[Config, Tokenizer | None]:
         from langmill.families.gguf import outline_gguf
 
         return outline_gguf(path)
+    from langmill.families import peft
+
+    if peft.is_adapter(path):
+        return outline(peft.base_of(path))
     theirs = read_config(path / "config.json")
-    config = family(theirs.get("model_type"), path / "config.json").config(theirs)
+    try:
+        config = family(theirs.get("model_type"), path / "config.json").config(theirs)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from None
     return config, Tokenizer.load(path) if (path / "tokenizer.json").exists() else None
 
 

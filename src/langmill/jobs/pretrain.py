@@ -29,6 +29,7 @@ from langmill.data.shards import Shards
 from langmill.evaluate.loss import Scores
 from langmill.families import hub
 from langmill.families.folder import Model, check_match, load, save
+from langmill.families.peft import check_plain
 from langmill.infer.ready import find_device
 from langmill.jobs import corpus as text
 from langmill.jobs import memory
@@ -130,6 +131,7 @@ def prepare(settings: PretrainSettings, folder: Path, quiet: bool, most_bytes: i
         if given := settings.model.model_fields_set:
             raise UsageError(f"--from brings its own shape: leave model.{min(given)} out")
         model, tokenizer = load(settings.from_model)
+        check_plain(model, settings.from_model)
     else:
         tokenizer = None
     tokenizer = _tokenizer(settings, tokenizer, source, folder, quiet)
