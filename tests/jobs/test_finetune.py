@@ -12,7 +12,7 @@ import torch
 from langmill.common.configure import configure
 from langmill.common.errors import DataError, ModelError, SettingsError, UsageError
 from langmill.common.settings import FinetuneSettings, MergeSettings, ModelSettings
-from langmill.families.folder import load, save
+from langmill.families.folder import load, outline, save
 from langmill.jobs import finetune, merge
 from langmill.jobs.pretrain import fresh
 from langmill.jobs.size import config_for
@@ -90,6 +90,9 @@ def test_conversations_become_an_adapter_or_a_model(
         merged, _ = load(tmp_path / "merged")
         ids = torch.arange(1, 40)[None]
         torch.testing.assert_close(merged(ids), model(ids), rtol=1e-4, atol=1e-4)
+        assert outline(out)[0] == outline(base)[0]
+        with pytest.raises(ModelError, match="is an adapter: `langmill merge"):
+            finetune.run(settings(out, data, tmp_path / "again", method=method), quiet=True)
     with pytest.raises(UsageError, match="exists"):
         finetune.run(settings(base, data, out, method=method), quiet=True)
 

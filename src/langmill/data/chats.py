@@ -65,17 +65,26 @@ def read_chats(paths: Sequence[str | Path], ledger: Ledger, make: Callable[[Row]
     A row that is none, or that `make` refuses with a DataError, is dropped in the ledger. Raises UsageError for a path
     that is missing or of another kind.
     """
+    reason = "not a usable conversation"
+    yield from read_rows(paths, ledger, lambda where, value: make(parse(where, value)), reason)
+
+
+def read_rows(
+    paths: Sequence[str | Path], ledger: Ledger, make: Callable[[str, Any], T], reason: str
+) -> Iterator[T]:
+    """`make(place, value)` of every row, as `read_chats`; what it refuses is counted under `reason`, or under that of
+    Unusable."""
     for file in _files(paths):
         source = file.as_posix()
         for place, value, size in _rows(file, ledger):
             where = f"{source}:{place}"
             ledger.take(source, size)
             try:
-                made = make(parse(where, value))
+                made = make(where, value)
             except DataError as error:
                 shown = json.dumps(value, ensure_ascii=False, default=str)[:400]
-                reason = error.reason if isinstance(error, Unusable) else "not a usable conversation"
-                ledger.drop(source, where, reason, size, shown, str(error))
+                why = error.reason if isinstance(error, Unusable) else reason
+                ledger.drop(source, where, why, size, shown, str(error))
             else:
                 ledger.keep(source, size)
                 yield made

@@ -67,24 +67,23 @@ class Examples:
 
         With `holdout` above 0 and two different examples neither side is empty.
         """
-        hashes = np.array(
-            [
-                int.from_bytes(hashlib.blake2b(self.ids[a:b].tobytes(), digest_size=8).digest(), "little")
-                >> 1
-                for a, b in zip(self.starts[:-1].tolist(), self.starts[1:].tolist(), strict=True)
-            ],
-            dtype=np.int64,
-        )
-        order = np.unique(hashes)
-        count = (
-            0 if holdout == 0 or len(order) < 2 else min(len(order) - 1, max(1, round(holdout * len(order))))
-        )
-        held = np.isin(hashes, order[len(order) - count :])
-        return np.flatnonzero(~held), np.flatnonzero(held)
+        cuts = zip(self.starts[:-1].tolist(), self.starts[1:].tolist(), strict=True)
+        return apart([self.ids[first:end].tobytes() for first, end in cuts], holdout)
 
     def trained_tokens(self, chosen: Ints) -> int:
         """Tokens that the loss counts, in these examples."""
         return sum(int(self.trained[self.starts[i] + 1 : self.starts[i + 1]].sum()) for i in chosen.tolist())
+
+
+def apart(contents: Iterable[bytes], holdout: float) -> tuple[Ints, Ints]:
+    """(training, held-out) numbers by the hash of each content, so that equal ones stand on one side."""
+    digests = (hashlib.blake2b(content, digest_size=8).digest() for content in contents)
+    hashes = np.array([int.from_bytes(digest, "little") >> 1 for digest in digests], dtype=np.int64)
+    order = np.unique(hashes)
+    none = holdout == 0 or len(order) < 2
+    count = 0 if none else min(len(order) - 1, max(1, round(holdout * len(order))))
+    held = np.isin(hashes, order[len(order) - count :])
+    return np.flatnonzero(~held), np.flatnonzero(held)
 
 
 def once(examples: Examples, chosen: Ints, length: int) -> Iterator[Batch]:

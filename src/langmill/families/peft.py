@@ -256,7 +256,9 @@ def merge(model: Model) -> list[str]:
 def check_plain(model: Model, where: object) -> None:
     """Raise where a model that is to be trained is an adapter on another: its weights are not its own."""
     if next(adapters(model), None):
-        raise ModelError(f"{where} is an adapter: `langmill merge {where} --out MODEL` makes a model of it first")
+        raise ModelError(
+            f"{where} is an adapter: `langmill merge {where} --out MODEL` makes a model of it first"
+        )
 
 
 def _plain_layer(layer: Any) -> nn.Linear:

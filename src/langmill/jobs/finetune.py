@@ -33,7 +33,7 @@ from langmill.data.examples import Examples, fitted, once, shown
 from langmill.data.pipeline import Ledger
 from langmill.families import hub
 from langmill.families.folder import Model, load, outline, save
-from langmill.families.peft import write_adapter
+from langmill.families.peft import check_plain, write_adapter
 from langmill.infer.ready import find_device
 from langmill.jobs import memory
 from langmill.jobs.answers import Answer, ask
@@ -49,6 +49,9 @@ from langmill.train.step import tensors
 
 LONGEST = 1024  # tokens in a row, unless train.max_length says otherwise
 STEPS_AN_EPOCH = 40  # at least, where the micro-batch is chosen here: small sets get small ones
+PASS_TOKENS = (
+    2048  # a CPU gains nothing from more in one pass, and memory goes with them: the rest is accumulated
+)
 LORA_RATE = 3  # an adapter learns at this multiple of the rate that suits all weights
 HELD_TOKENS, HELD_SHARE = (
     4_000,
@@ -88,7 +91,8 @@ def run(settings: FinetuneSettings, *, quiet: bool = False) -> Report:
     ended by themselves), trained_share, tokens_per_second, peak_bytes. Raises UsageError where OUT exists, DataError
     where no row is usable, TrainingError where memory or disk do not suffice, Interrupted on Ctrl-C.
     """
-    from langmill.jobs.finetune_report import write_report
+    from langmill.jobs import prefer
+    from langmill.jobs.finetune_report import adapter_card, origin, write_report
 
     started = time.monotonic()
     if settings.preview:
@@ -104,6 +108,8 @@ def run(settings: FinetuneSettings, *, quiet: bool = False) -> Report:
             return done
         save_settings(settings, folder / "settings.yaml")
         model, tokenizer = opened(settings)
+        if settings.task == "prefer":
+            return prefer.run(settings, model, tokenizer, folder, quiet, started)
         ready = prepare(settings, tokenizer, model.config.length, folder / "errors.jsonl", quiet)
         settings = settings.model_copy(update={"train": chosen(settings, ready.examples, ready.train, model)})
         save_settings(settings, folder / "settings.yaml")
@@ -116,13 +122,19 @@ def run(settings: FinetuneSettings, *, quiet: bool = False) -> Report:
         outcome = train(settings, model, ready, folder, quiet)
         after = _once(folder / "after.json", settings, model, tokenizer, ready, quiet, "after")
         if not settings.out.exists():
-            export(settings, model, tokenizer, ready, outcome, after)
+            results = {"steps": outcome.steps, "tokens": outcome.tokens, "held_out_loss": after.loss}
+            lineage = origin(settings, ready, tokenizer, results)
+            export(settings, model, tokenizer, lineage, adapter_card(settings, ready, results))
         seconds = time.monotonic() - started
         return write_report(settings, model, ready, outcome, before, after, folder, seconds)
 
 
 def _check(settings: FinetuneSettings) -> None:
     """Raise for what cannot work, before --force removes anything."""
+    from langmill.jobs import prefer
+
+    if settings.task == "prefer":
+        prefer.check(settings)
     hub.resolve(settings.model)
     for path in settings.data:
         if not Path(path).exists():
@@ -144,6 +156,7 @@ def _finished(out: Path, folder: Path) -> Report | None:
 def opened(settings: FinetuneSettings) -> tuple[Model, Tokenizer]:
     """The model and its tokenizer, with the template that the settings name."""
     model, tokenizer = load(settings.model)
+    check_plain(model, settings.model)
     return model, _tokenizer(settings, tokenizer)
 
 
@@ -180,15 +193,16 @@ def prepare(
         try:
             examples = Examples.of(read_chats(settings.data, ledger, make), pad)
         except DataError:
-            raise DataError(_nothing(ledger)) from None
+            raise DataError(nothing_left(ledger)) from None
     training, held = examples.split(settings.holdout)
     return Prepared(examples, [rows[name] for name in examples.names], training, held, ledger, counted)
 
 
-def _nothing(ledger: Ledger) -> str:
+def nothing_left(ledger: Ledger, what: str = "conversation") -> str:
+    """Why there is nothing to train on."""
     reasons = [f"{count.documents} {reason}" for reason, count in ledger.dropped().items()]
     example = next((f" (such as {found[0]})" for found in ledger.examples.values() if found), "")
-    return f"no conversation is left to train on: {', '.join(reasons) or 'the files are empty'}{example}"
+    return f"no {what} is left to train on: {', '.join(reasons) or 'the files are empty'}{example}"
 
 
 def example_of(tokenizer: Tokenizer, row: Row) -> Example:
@@ -211,8 +225,13 @@ def chosen(
     full = resolve(ModelSettings(), t.model_copy(update={"max_length": length}), config.vocab, config)[1]
     wanted = int(sizes.sum()) // (length * STEPS_AN_EPOCH * t.gradient_accumulation_steps)
     rows = t.micro_batch_size or max(1, min(full.micro_batch_size or 1, 1 << max(0, wanted.bit_length() - 1)))
+    passes = t.gradient_accumulation_steps
+    if t.micro_batch_size is None and passes == 1 and find_device(t.device).type == "cpu":
+        few = max(1, PASS_TOKENS // length)
+        rows, passes = min(rows, few), max(1, rows // few)
     rate = t.learning_rate or (full.learning_rate or 1e-4) * (1 if settings.method == "full" else LORA_RATE)
-    return t.model_copy(update={"max_length": length, "micro_batch_size": rows, "learning_rate": rate})
+    resolved = {"max_length": length, "micro_batch_size": rows, "gradient_accumulation_steps": passes}
+    return t.model_copy(update=resolved | {"learning_rate": rate})
 
 
 def train(settings: FinetuneSettings, model: Model, ready: Prepared, folder: Path, quiet: bool) -> Outcome:
@@ -274,19 +293,9 @@ def _once(
 
 
 def export(
-    settings: FinetuneSettings,
-    model: Model,
-    tokenizer: Tokenizer,
-    ready: Prepared,
-    outcome: Outcome,
-    after: Measured,
+    settings: FinetuneSettings, model: Model, tokenizer: Tokenizer, lineage: dict[str, Any], card: str
 ) -> None:
     """Write OUT: the adapter or the model, the tokenizer with its template, the card and lineage.json."""
-    from langmill.jobs.finetune_report import adapter_card, origin
-
-    results = {"steps": outcome.steps, "tokens": outcome.tokens, "held_out_loss": after.loss}
-    lineage = origin(settings, ready, tokenizer, results)
-    card = adapter_card(settings, ready, results)
     if settings.method == "full":
         save(model, tokenizer, settings.out, lineage=lineage, card=card)
         return
@@ -299,6 +308,8 @@ def export(
 
 def preview(settings: FinetuneSettings, quiet: bool = False) -> Report:
     """The first examples as the model will see them, with what is trained in colour."""
+    from langmill.jobs import prefer
+
     shape, brought = outline(settings.model)
     tokenizer = _tokenizer(settings, brought)
     wanted = settings.preview or 3
@@ -306,10 +317,13 @@ def preview(settings: FinetuneSettings, quiet: bool = False) -> Report:
         settings.train.max_length or LONGEST, shape.length if isinstance(shape, ModelConfig) else LONGEST
     )
     ledger = Ledger()
-    made = read_chats(settings.data, ledger, lambda row: (row, example_of(tokenizer, row)))
-    found = list(itertools.islice(made, wanted))
+    if settings.task == "prefer":
+        made = prefer.previewed(settings, tokenizer, ledger)
+    else:
+        made = read_chats(settings.data, ledger, lambda row: [(row, example_of(tokenizer, row))])
+    found = list(itertools.chain.from_iterable(itertools.islice(made, wanted)))
     if not found:
-        raise DataError(_nothing(ledger))
+        raise DataError(nothing_left(ledger))
     text = "\n\n".join(_previewed(tokenizer, row, example, length) for row, example in found)
     rows = [{"id": row.id, "tokens": len(e.ids), "trained": sum(e.trained)} for row, e in found]
     trained, total = sum(r["trained"] for r in rows), sum(r["tokens"] for r in rows)  # type: ignore[misc]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from langmill.common.metrics import Metrics, Report
 from langmill.common.settings import FinetuneSettings
+from langmill.data.batches import Ints
+from langmill.data.examples import Examples
+from langmill.data.pipeline import Ledger
 from langmill.families.folder import Model
 from langmill.jobs import results
 from langmill.jobs.answers import Answer
@@ -87,8 +90,16 @@ def _page(
 ) -> Page:  # fmt: skip
     rows = [("", Metrics(folder).rows())]
     tiles = [
-        Tile("held-out loss", _three(after.loss), f"before {_three(before.loss)}; nats a trained token"),
-        Tile("stops by itself", _percent(found["stopped"]), f"before {_percent(found['before_stopped'])}"),
+        Tile(
+            "held-out loss",
+            number_shown(after.loss),
+            f"before {number_shown(before.loss)}; nats a trained token",
+        ),
+        Tile(
+            "stops by itself",
+            percent_shown(found["stopped"]),
+            f"before {percent_shown(found['before_stopped'])}",
+        ),
         Tile(
             "trained parameters",
             count_shown(found["trainable_parameters"]),
@@ -97,7 +108,7 @@ def _page(
         Tile("speed", f"{outcome.tokens_per_second:,.0f}/s", f"trained tokens; {outcome.choices.dtype}"),
     ]
     sections: list[tuple[str, Html]] = [
-        ("Answers before and after", _answers(settings, before, after)),
+        ("Answers before and after", answers_shown(settings, before.answers, after.answers)),
         ("How it learned", join(loss_chart(rows), speed_chart(rows))),
         ("The conversations", join(_mask(ready, found), ledger(ready.ledger.as_dict()))),
         (
@@ -115,9 +126,10 @@ def _page(
     return Page(f"{settings.out.name}: what was taught, and how well", kicker, summary, tiles, (), sections)
 
 
-def _answers(settings: FinetuneSettings, before: Measured, after: Measured) -> Html:
+def answers_shown(settings: FinetuneSettings, before: Sequence[Answer], after: Sequence[Answer]) -> Html:
+    """Side by side, under what was asked."""
     items = []
-    for old, new in list(zip(before.answers, after.answers, strict=False))[: settings.samples]:
+    for old, new in list(zip(before, after, strict=False))[: settings.samples]:
         items += [
             Sample("asked", "", new.prompt, "s3"),
             Sample("before", "", old.text + ("" if old.stopped else " …"), "s1"),
@@ -125,7 +137,7 @@ def _answers(settings: FinetuneSettings, before: Measured, after: Measured) -> H
             Sample("the data's answer", "", new.wanted, "s2"),
         ]
     words = (
-        f"{len(after.answers)} held-out prompts were answered, the likeliest token each time; … stands where the model "
+        f"{len(after)} held-out prompts were answered, the likeliest token each time; … stands where the model "
         "did not stop by itself."
     )
     return join(text(words, note=True), samples(items))
@@ -160,16 +172,28 @@ def _words(
         f"{settings.out}: {settings.method}, {count_shown(found['trainable_parameters'])} trained parameters",
         f"trained on {counts['examples']:,} conversations, {count_shown(outcome.tokens)} trained tokens "
         f"({found['trained_share']:.0%} of all) in {seconds_shown(outcome.seconds)}",
-        f"held out: loss {_three(found['loss'])}, before {_three(found['before_loss'])}; stops by itself "
-        f"{_percent(found['stopped'])}, before {_percent(found['before_stopped'])} ({counts['answered']} prompts)",
+        f"held out: loss {number_shown(found['loss'])}, before {number_shown(found['before_loss'])}; stops by itself "
+        f"{percent_shown(found['stopped'])}, before {percent_shown(found['before_stopped'])} "
+        f"({counts['answered']} prompts)",
     ]
     long = [f"{counts[what]} {what}" for what in ("truncated", "split") if counts[what]]
     lines += [f"longer than a row: {', '.join(long)}"] if long else []
     return [*lines, f"report: {folder / 'report.html'}", f"next: {next_commands(settings)[0][1]}"]
 
 
+class Learned(Protocol):
+    """What a model was taught with, whatever the task."""
+
+    @property
+    def examples(self) -> Examples: ...
+    @property
+    def held(self) -> Ints: ...
+    @property
+    def ledger(self) -> Ledger: ...
+
+
 def origin(
-    settings: FinetuneSettings, ready: Prepared, tokenizer: Tokenizer, measured: Mapping[str, Any]
+    settings: FinetuneSettings, ready: Learned, tokenizer: Tokenizer, measured: Mapping[str, Any]
 ) -> dict[str, Any]:
     """lineage.json."""
     about = _about(ready, tokenizer)
@@ -183,7 +207,7 @@ def origin(
     return made
 
 
-def _about(ready: Prepared, tokenizer: Tokenizer) -> Text:
+def _about(ready: Learned, tokenizer: Tokenizer) -> Text:
     kept = ready.ledger.total("kept")
     manifest = hashlib.sha256(ready.examples.identity()["examples"].encode()).hexdigest()
     tokens = len(ready.examples.ids)
@@ -191,29 +215,37 @@ def _about(ready: Prepared, tokenizer: Tokenizer) -> Text:
 
 
 def adapter_card(settings: FinetuneSettings, ready: Prepared, measured: Mapping[str, Any]) -> str:
-    """README.md."""
+    """README.md of a model that learned from conversations."""
+    loss = measured.get("held_out_loss")
+    scored = "No conversation was held out." if loss is None else (
+        f"Held-out loss: {loss:.3f} nats a token of the assistant's, over conversations that were kept out of training."
+    )  # fmt: skip
+    learned = f"answer as the assistant of {len(ready.train):,} conversations does"
+    return card(settings, learned, "conversations", scored)
+
+
+def card(settings: FinetuneSettings, learned: str, data: str, scored: str) -> str:
+    """README.md: what the model was taught to do, from what, and how well it does."""
     name, base = settings.out.name, Path(settings.model).name
     whole = settings.method == "full"
     head = "library_name: transformers" if whole else f"library_name: peft\nbase_model: {base}"
     kind = (
         "model, all of whose weights were trained" if whole else f"LoRA adapter (rank {settings.lora.lora_r})"
     )
-    loss = measured.get("held_out_loss")
-    scored = "No conversation was held out." if loss is None else (
-        f"Held-out loss: {loss:.3f} nats a token of the assistant's, over conversations that were kept out of training."
-    )  # fmt: skip
     return (
         f"---\n{head}\npipeline_tag: text-generation\ntags:\n- langmill\n---\n# {name}\n\nA {kind} that makes `{base}` "
-        f"answer as the assistant of {len(ready.train):,} conversations does.\n\n## Use\n\n```\nlangmill chat {name}\n"
-        f"```\n\n## Training\n\nThis folder holds none of the conversations; `lineage.json` holds their hash, the "
-        f"settings and the versions.\n\n## Evaluation\n\n{scored}\n\n## Limits\n\nThe model can be wrong, and it can "
-        "repeat passages of what it was trained on, private ones included. Nobody has checked it for bias or safety.\n"
+        f"{learned}.\n\n## Use\n\n```\nlangmill chat {name}\n```\n\n## Training\n\nThis folder holds none of the "
+        f"{data}; `lineage.json` holds their hash, the settings and the versions.\n\n## Evaluation\n\n{scored}\n\n"
+        "## Limits\n\nThe model can be wrong, and it can repeat passages of what it was trained on, private ones "
+        "included. Nobody has checked it for bias or safety.\n"
     )
 
 
-def _three(value: float | None) -> str:
+def number_shown(value: float | None) -> str:
+    """Three digits, or a dash for none."""
     return "–" if value is None else three(value)
 
 
-def _percent(value: float | None) -> str:
+def percent_shown(value: float | None) -> str:
+    """A share, or a dash for none."""
     return "–" if value is None else f"{value:.0%}"

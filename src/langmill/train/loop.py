@@ -64,7 +64,8 @@ class State:
     best: float | None = None  # the lowest validation figure, and where it was
     best_step: int | None = None
     mean_loss: float | None = None  # over the steps of the last logged line
-    recent_loss: float = 0.0  # since that line: sum over tokens, their number, seconds
+    recent_loss: float = 0.0  # since that line: sum over what is scored, its number, tokens, seconds
+    recent_scored: int = 0
     recent_tokens: int = 0
     recent_seconds: float = 0.0
 
@@ -100,6 +101,7 @@ def fit(
     resume: bool = False,
     validate: Validate | None = None,
     name_of: Callable[[int], str] | None = None,
+    tokens_of: Callable[[Any], int] | None = None,
     hooks: Sequence[Hook] = (),
     gradients: Gradients = backward,
     tensorboard: bool = False,
@@ -110,6 +112,7 @@ def fit(
     folder: the run's own, private folder: checkpoints/, metrics.jsonl, choices.json.
     validate: figures of the model on held-out text, lower is better; the checkpoint with the best
     "bits_per_byte" (or else "loss") is kept. name_of: the name of a document by its number, for errors.
+    tokens_of: the scored tokens of a batch, where the objective counts something else (pairs).
     hooks: called after every step as hook(step, state); one that returns True ends the run.
     gradients: replaces the plain backward pass.
 
@@ -117,7 +120,9 @@ def fit(
     checkpoints are damaged, TrainingError where the loss is not finite or memory or disk run out, and
     Interrupted after Ctrl-C or SIGTERM, once the step at hand is done and saved.
     """
-    run = _Run(model, batches, objective, settings, folder, seed, validate, name_of, gradients, quiet)
+    run = _Run(
+        model, batches, objective, settings, folder, seed, validate, name_of, tokens_of, gradients, quiet
+    )
     run.metrics = Metrics(folder, tensorboard)
     with reproducible(run.device), contextlib.closing(run.metrics):
         run.begin(resume)  # before it a signal ends the program at once: there is nothing new to save
@@ -148,6 +153,7 @@ class _Run:
     seed: int
     validate: Validate | None
     name_of: Callable[[int], str] | None
+    tokens_of: Callable[[Any], int] | None
     gradients: Gradients
     quiet: bool
     state: State = field(default_factory=State)
@@ -270,9 +276,11 @@ class _Run:
             return True
         state.skipped_in_a_row = 0
         state.loss, state.grad_norm = done.loss, done.grad_norm
-        state.tokens += done.tokens
+        tokens = done.tokens if self.tokens_of is None else sum(map(self.tokens_of, taken))
+        state.tokens += tokens
         state.recent_loss += done.loss * done.tokens
-        state.recent_tokens += done.tokens
+        state.recent_scored += done.tokens
+        state.recent_tokens += tokens
         return True
 
     def _not_finite(self, done: Step, taken: Sequence[Any]) -> None:
@@ -313,8 +321,8 @@ class _Run:
     def recent_loss(self) -> float:
         """Mean loss since the last logged line, or of that line where nothing came after it."""
         state = self.state
-        if state.recent_tokens:
-            return state.recent_loss / state.recent_tokens
+        if state.recent_scored:
+            return state.recent_loss / state.recent_scored
         return math.nan if state.mean_loss is None else state.mean_loss
 
     def log(self) -> None:
@@ -335,7 +343,8 @@ class _Run:
             memory=peak_bytes(self.device),
             skipped=state.skipped,
         )
-        state.recent_loss, state.recent_tokens, state.recent_seconds = 0.0, 0, 0.0
+        state.recent_loss, state.recent_seconds = 0.0, 0.0
+        state.recent_scored = state.recent_tokens = 0
 
     def save(self, now: bool = False) -> None:
         """Write a checkpoint where it is due, or `now` where this step has none yet."""

@@ -82,18 +82,23 @@ def frozen_head_loss(
     """`head_loss` where the output matrix is not trained: unscored rows cost nothing, and the gradient of the states is
     made with the scores, so that a chunk's scores are made once and dropped."""
     scored = targets_N != IGNORED
-    loss: Tensor = _FrozenHead.apply(h_ND[scored], weight_VD, targets_N[scored], bias_V)  # type: ignore[no-untyped-call]
-    return loss
+    return frozen_costs(h_ND[scored], weight_VD, targets_N[scored], bias_V).sum()
+
+
+def frozen_costs(h_KD: Tensor, weight_VD: Tensor, targets_K: Tensor, bias_V: Tensor | None = None) -> Tensor:
+    """-ln p(target) of each row (K,), float32, for an output matrix that is not trained."""
+    costs_K: Tensor = _FrozenHead.apply(h_KD, weight_VD, targets_K, bias_V)  # type: ignore[no-untyped-call]
+    return costs_K
 
 
 class _FrozenHead(torch.autograd.Function):
-    """Sum of -ln softmax(h Wᵀ + b)[target] over rows; d/dh = (softmax - onehot) W."""
+    """-ln softmax(h Wᵀ + b)[target] of each row; d/dh = (softmax - onehot) W."""
 
     @staticmethod
     def forward(
         ctx: Any, h_KD: Tensor, weight_VD: Tensor, targets_K: Tensor, bias_V: Tensor | None
     ) -> Tensor:
-        total, gradient_KD = h_KD.new_zeros((), dtype=torch.float32), torch.empty_like(h_KD)
+        costs_K, gradient_KD = h_KD.new_empty(len(h_KD), dtype=torch.float32), torch.empty_like(h_KD)
         if torch.is_autocast_enabled(h_KD.device.type):  # once, not for every chunk
             weight_VD = weight_VD.to(torch.get_autocast_dtype(h_KD.device.type))
         for at in range(0, len(h_KD), FROZEN_CHUNK):
@@ -104,13 +109,13 @@ class _FrozenHead(torch.autograd.Function):
             target_C1 = targets_K[rows, None]
             # ln of the sum, from the largest score's own share of it: no underflow, and no second pass of exp
             log_sum_C1 = best_C1 - p_CV.gather(1, place_C1).log()
-            total += (log_sum_C1 - z_CV.gather(1, target_C1)).sum()
+            costs_K[rows] = (log_sum_C1 - z_CV.gather(1, target_C1))[:, 0]
             p_CV.scatter_add_(1, target_C1, torch.full_like(log_sum_C1, -1.0))
             gradient_KD[rows] = torch.matmul(p_CV, weight_VD).to(h_KD.dtype)  # autocast chooses the type
         ctx.save_for_backward(gradient_KD)
-        return total
+        return costs_K
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, gradient_K: Tensor) -> tuple[Tensor, None, None, None]:
         (saved_KD,) = ctx.saved_tensors
-        return (gradient * saved_KD).to(saved_KD.dtype), None, None, None
+        return (gradient_K[:, None] * saved_KD).to(saved_KD.dtype), None, None, None
