@@ -74,6 +74,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [{"role": "user", "content": f"Boat {i}?"}, {"role": "assistant", "content": f"No {i}."}]
         for i in range(9)
     ]
+    pairs = [{"prompt": f"Boat {i}?", "chosen": f" No {i}.", "rejected": " Go."} for i in range(9)]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
     (folder / "chats.jsonl").write_text(
         "".join(json.dumps({"messages": chat}) + "\n" for chat in chats), "utf-8"
     )
