@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
-from langmill.common.errors import DataError, ModelError
+from langmill.common.errors import DataError, ModelError, UsageError
 from langmill.text.tokenizer import Specials, Tokenizer
 from langmill.text.training import SPECIALS
 
@@ -241,7 +241,7 @@ def test_a_broken_file_is_named(
 
 
 def test_errors(trained: dict[str, Tokenizer], tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="does not exist"):
+    with pytest.raises(UsageError, match="does not exist"):
         Tokenizer.load(tmp_path)
     with pytest.raises(DataError, match=r"half a surrogate pair \(character 1, U\+D800\)"):
         trained["bpe"].encode("a\ud800")

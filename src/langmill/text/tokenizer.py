@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from tokenizers import Tokenizer as Backend
 
-from langmill.common.errors import DataError, ModelError
+from langmill.common.errors import DataError, ModelError, UsageError
 from langmill.common.files import atomic_write
 from langmill.text.training import END, PAD, train_backend
 
@@ -96,11 +96,12 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a tokenizer.json, or a folder holding one with its companions; ModelError names a bad file."""
+        """Read a tokenizer.json, or a folder holding one with its companions; UsageError where there is none,
+        ModelError names a bad file."""
         path = Path(path)
         file = path / "tokenizer.json" if path.is_dir() else path
         if not file.is_file():
-            raise ModelError(
+            raise UsageError(
                 f"{file} does not exist: a tokenizer is a tokenizer.json or a folder that holds one"
             )
         backend = _backend(file)
