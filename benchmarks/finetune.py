@@ -1,6 +1,7 @@
 """LoRA fine-tuning against TRL's SFTTrainer with PEFT, interleaved: real tokens a second and peak memory, as JSON.
 
     scripts/bench finetune [--rounds 3] [--steps 4] [--peers PYTHON]
+    scripts/bench finetune --quality       held-out loss of both after the same 96 conversations
     scripts/bench finetune --parity        the first step's loss and gradient norm of both, on the same eight rows
 
 SmolLM2-135M, rank 16 on all linear layers, conversations of unequal lengths (chitchat), 512 tokens, batch 8. Every
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument("--peers", type=Path, default=ROOT / ".venv-peers" / "bin" / "python")
     parser.add_argument("--only", nargs="*", choices=[*OURS, *THEIRS])
     parser.add_argument("--parity", action="store_true")
+    parser.add_argument("--quality", action="store_true")
     parser.add_argument("--worker", nargs=3, metavar=("MODEL", "DATA", "OUT"), help=argparse.SUPPRESS)
     parser.add_argument("--compile", default="false", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -47,6 +49,8 @@ def main() -> None:
     peers(given.peers)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         model, data = inputs(Path(scratch), given.conversations)
+        if given.quality:
+            return print(json.dumps(quality(model, data, Path(scratch), given)))
         if given.parity:
             return print(json.dumps(parity(model, data, Path(scratch), given)))
         names = given.only or [*OURS, *THEIRS]
@@ -162,6 +166,36 @@ def parity(model: Path, data: Path, scratch: Path, given: argparse.Namespace) ->
             "trl": {"loss": theirs["losses"][0], "grad_norm": theirs["norms"][0]},
         }
     return answer
+
+
+def quality(model: Path, data: Path, scratch: Path, given: argparse.Namespace) -> dict[str, Any]:
+    """Held-out loss on 32 conversations before, and after one epoch of 96 with the same settings, ours and theirs."""
+    import torch
+
+    from langmill.common.configure import configure
+    from langmill.common.settings import FinetuneSettings
+    from langmill.families.peft import load_adapted
+    from langmill.jobs import finetune
+
+    rows = data.read_text(encoding="utf-8").splitlines(keepends=True)
+    data.write_text("".join(rows[:96]), encoding="utf-8")
+    (scratch / "held.jsonl").write_text("".join(rows[96:128]), encoding="utf-8")
+    words = ["holdout=0", "samples=0", "train.max_length=511", "train.micro_batch_size=8", "train.num_train_epochs=1",
+             "train.learning_rate=0.001", "train.schedule=constant", "train.warmup_ratio=0"]  # fmt: skip
+    named = {"model": str(model), "data": [str(data)], "out": scratch / "ours", "too_long": "truncate"}
+    finetune.run(configure(FinetuneSettings, None, words, **named))
+    theirs = [str(given.peers), str(PEER), str(model), str(data), "--steps", "12", *THEIRS["trl_bfloat16"]]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    words_saved = [*theirs, "--save", str(scratch / "theirs")]
+    subprocess.run(words_saved, stdout=subprocess.DEVNULL, check=True, env=environment, cwd=scratch)
+    held = configure(FinetuneSettings, None, words, **{**named, "data": [str(scratch / "held.jsonl")]})
+    plain, tokenizer = finetune.opened(held)
+    ready = finetune.prepare(held, tokenizer, plain.config.length, None, quiet=True)
+    answer = {"before": finetune.held_loss(plain.eval(), ready.examples, ready.train, 511)}
+    for name in ("ours", "theirs"):
+        adapted, _ = load_adapted(scratch / name, str(model), torch.float32, "cpu")
+        answer[name] = finetune.held_loss(adapted.eval(), ready.examples, ready.train, 511)
+    return {"held_out_loss": answer, "ours_over_theirs": answer["ours"] / answer["theirs"]}
 
 
 def first_step(model: Path, data: Path, out: Path, method: str, adapter: Path) -> dict[str, float]:
