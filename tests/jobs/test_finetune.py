@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,16 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
         "finished already"
         in finetune.run(settings(base, data, tmp_path / "cut", resume=True), quiet=True).text
     )
+
+
+def test_steps_time_and_memory_are_told_before_the_run(
+    base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finetune.run(settings(base, data, tmp_path / "m", "train.max_length=64", "max_steps=2"))
+    told = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("about "))
+    assert re.fullmatch(
+        r"about 2 steps of 1 × 2 × 64 tokens, \S+ \w+; memory about \S+ MB of \S+ GB", told
+    ), told
 
 
 def test_the_preview_shows_what_is_trained(base: Path, data: Path, tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ from langmill.families.peft import check_plain, write_adapter
 from langmill.infer.ready import find_device
 from langmill.jobs import memory
 from langmill.jobs.answers import Answer, ask
+from langmill.jobs.foretell import foretold
 from langmill.jobs.resume import settled
 from langmill.jobs.size import resolve
 from langmill.model.config import LSTMConfig, ModelConfig
@@ -115,6 +116,12 @@ def run(settings: FinetuneSettings, *, quiet: bool = False) -> Report:
         save_settings(settings, folder / "settings.yaml")
         device = find_device(settings.train.device)
         memory.check(model.config, settings.train, device, settings.method == "full")
+        if not quiet:
+            tokens = int(ready.examples.predictions(ready.train).sum())
+            print(
+                foretold(model.config, settings.train, tokens, device, settings.method == "full"),
+                file=sys.stderr,
+            )
         model.to(device)
         before = _once(folder / "before.json", settings, model, tokenizer, ready, quiet, "before")
         if settings.method != "full":
