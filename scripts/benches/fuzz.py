@@ -147,7 +147,9 @@ def run(make: Callable[[random.Random], Case], minutes: float, seed: int, keep: 
             counts["loaded"] += 1
         except LangmillError:
             counts["refused"] += 1
-        except Exception as error:
+        except BaseException as error:  # a library in Rust panics with what is no Exception
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
             found.append(f"{type(error).__name__}: {str(error)[:200]}")
             keep.mkdir(parents=True, exist_ok=True)
             (keep / f"{len(found)}-{type(error).__name__}").write_bytes(data)

@@ -240,6 +240,15 @@ def test_a_broken_file_is_named(
     assert says in str(error.value) and str(tmp_path) in str(error.value)
 
 
+def test_a_file_on_which_the_library_panics_is_refused(trained: dict[str, Tokenizer], tmp_path: Path) -> None:
+    trained["bpe"].save(tmp_path)
+    content = json.loads(trained["bpe"].to_json())
+    content["post_processor"]["single"] = [{"Sequence": {"id": "B", "type_id": 0}}]  # there is no second text
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(ModelError, match="damaged"):
+        Tokenizer.load(tmp_path)
+
+
 def test_errors(trained: dict[str, Tokenizer], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not exist"):
         Tokenizer.load(tmp_path)

@@ -96,14 +96,11 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a tokenizer.json, or a folder holding one with its companions; UsageError where there is none,
-        ModelError names a bad file."""
+        """Read a tokenizer.json, or a folder with one; UsageError where there is none, ModelError names a bad file."""
         path = Path(path)
         file = path / "tokenizer.json" if path.is_dir() else path
         if not file.is_file():
-            raise UsageError(
-                f"{file} does not exist: a tokenizer is a tokenizer.json or a folder that holds one"
-            )
+            raise UsageError(f"{file} does not exist: a tokenizer is a tokenizer.json or a folder with one")
         backend = _backend(file)
         folder = file.parent if file.name == "tokenizer.json" else None
         try:
@@ -334,7 +331,10 @@ def _backend(file: Path) -> Backend:
 
 
 def _starts_with(backend: Backend, bos: int | None) -> bool:
-    return bos is not None and backend.encode("a").ids[:1] == [bos]
+    try:
+        return bos is not None and backend.encode("a").ids[:1] == [bos]
+    except BaseException as error:  # where the file has holes the library panics, with what is no Exception
+        raise ModelError(f"it is damaged: {error}") if "Panic" in type(error).__name__ else error from None
 
 
 def read_specials(backend: Backend, folder: Path | None) -> Specials:
