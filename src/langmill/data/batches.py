@@ -12,7 +12,7 @@ B rows, T predictions in a row.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -223,6 +223,13 @@ class Packed:
                 taken.append((self._pieces, self._row))
             self._row += 1
         return self._fill(taken)
+
+    def once(self) -> Iterator[Batch]:
+        """The batches of the first epoch, from a fresh start; exact where `rows` and `world` are 1."""
+        for batch in self:
+            if self.epoch:
+                return
+            yield batch
 
     def _advance(self) -> None:
         self._block, self._row = self._block + 1, 0

@@ -88,11 +88,7 @@ def apart(contents: Iterable[bytes], holdout: float) -> tuple[Ints, Ints]:
 
 def once(examples: Examples, chosen: Ints, length: int) -> Iterator[Batch]:
     """Every prediction of the chosen examples once, a packed row at a time."""
-    rows = Packed(examples, chosen, length, rows=1, seed=0)
-    for batch in rows:
-        if rows.epoch:
-            return
-        yield batch
+    return Packed(examples, chosen, length, rows=1, seed=0).once()
 
 
 def fitted(example: Example, length: int, policy: str, counted: dict[str, int]) -> Example:

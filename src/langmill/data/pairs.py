@@ -231,8 +231,4 @@ class PairRows(Packed):
 
 def pairs_once(pairs: Pairs, chosen: Ints, length: int) -> Iterator[Batch]:
     """Every one of the chosen pairs once, a packed row at a time."""
-    rows = PairRows(pairs, chosen, length, rows=1, seed=0)
-    for batch in rows:
-        if rows.epoch:
-            return
-        yield batch
+    return PairRows(pairs, chosen, length, rows=1, seed=0).once()

@@ -35,11 +35,12 @@ class Text:
 def lineage(settings: Settings, text: Text, parent: str | None, results: Mapping[str, Any]) -> dict[str, Any]:
     """Where a model came from: data, parent, settings, code and what was measured."""
     values = settings.model_dump(mode="json")
-    for name in ("path", "text", "out", "from_model"):
-        if values.get(name):
-            values[name] = (
-                [_last(p) for p in values[name]] if isinstance(values[name], list) else _last(values[name])
-            )
+    for name in ("path", "text", "out", "from_model", "data", "model", "template"):
+        match values.get(name):  # data and model are groups of settings in some commands
+            case str(path):
+                values[name] = _last(path)
+            case [*paths]:
+                values[name] = [_last(path) for path in paths]
     return {
         "data": {
             "manifest_sha256": text.manifest,

@@ -38,7 +38,7 @@ from langmill.infer.ready import find_device
 from langmill.jobs import memory
 from langmill.jobs.answers import Answer, ask
 from langmill.jobs.foretell import foretold
-from langmill.jobs.resume import settled
+from langmill.jobs.resume import finished, settled
 from langmill.jobs.size import resolve
 from langmill.model.config import LSTMConfig, ModelConfig
 from langmill.text.chat import render
@@ -50,14 +50,9 @@ from langmill.train.step import tensors
 
 LONGEST = 1024  # tokens in a row, unless train.max_length says otherwise
 STEPS_AN_EPOCH = 40  # at least, where the micro-batch is chosen here: small sets get small ones
-PASS_TOKENS = (
-    2048  # a CPU gains nothing from more in one pass, and memory goes with them: the rest is accumulated
-)
+PASS_TOKENS = 2048  # a CPU gains nothing from more in one pass, which takes memory: the rest is accumulated
 LORA_RATE = 3  # an adapter learns at this multiple of the rate that suits all weights
-HELD_TOKENS, HELD_SHARE = (
-    4_000,
-    1 / 20,
-)  # scored before and after: at least, and as a share of what is trained on
+HELD_TOKENS, HELD_SHARE = 4_000, 1 / 20  # scored before and after: at least, as a share of what is trained on
 ASKED = 16  # held-out prompts that are answered before and after, to see whether the model stops
 
 
@@ -105,7 +100,7 @@ def run(settings: FinetuneSettings, *, quiet: bool = False) -> Report:
     folder = run_folder(settings.out)
     with run_lock(settings.out):
         settings = settled(settings, folder)
-        if settings.resume and (done := _finished(settings.out, folder)):
+        if settings.resume and (done := finished(settings.out, settings.out, folder)):
             return done
         save_settings(settings, folder / "settings.yaml")
         model, tokenizer = opened(settings)
@@ -150,14 +145,6 @@ def _check(settings: FinetuneSettings) -> None:
             )
     if settings.template is not None and not settings.template.is_file():
         raise UsageError(f"{settings.template} is no file: --template takes a Jinja chat template")
-
-
-def _finished(out: Path, folder: Path) -> Report | None:
-    if not out.is_dir() or not (folder / "report.json").is_file():
-        return None
-    saved = read_json(folder / "report.json", "report", 1)
-    words = f"{out} is finished already: there is nothing to resume\n{saved['text']}"
-    return Report(out, saved["counts"], saved["figures"], words, saved["extra"])
 
 
 def opened(settings: FinetuneSettings) -> tuple[Model, Tokenizer]:

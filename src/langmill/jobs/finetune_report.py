@@ -196,15 +196,7 @@ def origin(
     settings: FinetuneSettings, ready: Learned, tokenizer: Tokenizer, measured: Mapping[str, Any]
 ) -> dict[str, Any]:
     """lineage.json."""
-    about = _about(ready, tokenizer)
-    made = lineage_of(settings, about, settings.model, measured)
-    for name in ("data", "model", "template"):
-        if made["settings"].get(name):
-            names = made["settings"][name]
-            made["settings"][name] = (
-                [Path(n).name for n in names] if isinstance(names, list) else Path(names).name
-            )
-    return made
+    return lineage_of(settings, _about(ready, tokenizer), settings.model, measured)
 
 
 def _about(ready: Learned, tokenizer: Tokenizer) -> Text:

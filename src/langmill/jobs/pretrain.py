@@ -38,7 +38,7 @@ from langmill.jobs.corpus import Corpus, Source
 from langmill.jobs.heldout import measure, restore, stored, validation
 from langmill.jobs.pretrain_report import write_report
 from langmill.jobs.results import Entrant
-from langmill.jobs.resume import settled
+from langmill.jobs.resume import finished, settled
 from langmill.jobs.size import largest_vocabulary, resolve, target
 from langmill.model.config import Config, LSTMConfig
 from langmill.model.init import init_
@@ -87,7 +87,7 @@ def run(settings: PretrainSettings, *, quiet: bool = False) -> Report:
     folder = run_folder(settings.out)
     with run_lock(settings.out):
         settings = settled(settings, folder)
-        if settings.resume and (done := _finished(settings.out, folder)):
+        if settings.resume and (done := finished(settings.out, settings.out / "config.json", folder)):
             return done
         save_settings(settings, folder / "settings.yaml")
         ready = prepare(settings, folder, quiet)
@@ -108,15 +108,6 @@ def _check(settings: PretrainSettings) -> None:
         hub.resolve(settings.from_model)
     else:
         target(settings.model.size)
-
-
-def _finished(out: Path, folder: Path) -> Report | None:
-    """The report of a run that has nothing left to do."""
-    if not (out / "config.json").is_file() or not (folder / "report.json").is_file():
-        return None
-    saved = read_json(folder / "report.json", "report", 1)
-    words = f"{out} is finished already: there is nothing to resume\n{saved['text']}"
-    return Report(out, saved["counts"], saved["figures"], words, saved["extra"])
 
 
 def prepare(settings: PretrainSettings, folder: Path, quiet: bool, most_bytes: int | None = None) -> Prepared:

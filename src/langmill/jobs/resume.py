@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 from langmill.common.configure import configure, keys
 from langmill.common.errors import SettingsError
+from langmill.common.files import read_json
+from langmill.common.metrics import Report
 from langmill.common.settings import Settings
 
 # A resumed run may differ in these; every other setting that is given again must be as it was.
@@ -45,6 +47,15 @@ def settled(settings: S, folder: Path) -> S:
     }
     train = {name.partition(".")[2]: found for name, found in free.items() if name.startswith("train.")}
     return before.model_copy(update=words | {"train": dict(before)["train"].model_copy(update=train)})
+
+
+def finished(out: Path, made: Path, folder: Path) -> Report | None:
+    """The report of a run that has nothing left to do: OUT is made, as `made` shows, and the report is written."""
+    if not made.exists() or not (folder / "report.json").is_file():
+        return None
+    saved = read_json(folder / "report.json", "report", 1)
+    words = f"{out} is finished already: there is nothing to resume\n{saved['text']}"
+    return Report(out, saved["counts"], saved["figures"], words, saved["extra"])
 
 
 def given(settings: Settings) -> dict[str, Any]:
