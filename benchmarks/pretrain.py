@@ -39,7 +39,7 @@ def main() -> None:
     config = ModelConfig(
         StackConfig(dim, layers, heads, heads, dim // heads, hidden),
         Tokens(vocabulary, length),
-        Head(vocabulary),
+        head=Head(vocabulary),
     )
     device = torch.device(options.device)
     steps = {

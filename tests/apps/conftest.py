@@ -31,7 +31,9 @@ def save(folder: Path, template: str | None = None, length: int = 64) -> str:
         )
         tokenizer = Tokenizer(tokenizer._backend, known)
     stack = StackConfig(dim=32, layers=2, heads=4, kv_heads=2, head_dim=8, hidden=48)
-    model = Transformer(ModelConfig(stack, Tokens(tokenizer.vocab_size, length), Head(tokenizer.vocab_size)))
+    model = Transformer(
+        ModelConfig(stack, Tokens(tokenizer.vocab_size, length), head=Head(tokenizer.vocab_size))
+    )
     init_(model, 0)
     with torch.no_grad():
         for parameter in model.parameters():

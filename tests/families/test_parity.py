@@ -12,9 +12,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from langmill.common.errors import ModelError
-from langmill.families import family, folder, modules
+from langmill.families import family, folder
 
-TINY = {name: shape for module in modules().values() for name, shape in getattr(module, "TINY", {}).items()}
+TINY = {name: shape for kind in ("gpt2", "llama") for name, shape in family(kind, "test").TINY.items()}
 FULL = {
     "gpt2": {},
     "llama": {"vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_key_value_heads": 8},

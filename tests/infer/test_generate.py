@@ -33,7 +33,7 @@ def ours(kind="llama"):
         model = LSTM(LSTMConfig(vocab=VOCAB, length=LENGTH, dim=24, hidden=24))
     else:
         stack = StackConfig(dim=32, layers=2, heads=4, kv_heads=2, head_dim=8, hidden=48)
-        model = Transformer(ModelConfig(stack, Tokens(VOCAB, LENGTH), Head(VOCAB)))
+        model = Transformer(ModelConfig(stack, Tokens(VOCAB, LENGTH), head=Head(VOCAB)))
     init_(model, 0)
     with torch.no_grad():  # a wide spread, so that no two scores are nearly equal
         for parameter in model.parameters():

@@ -23,7 +23,7 @@ def made(kind: str) -> Model:
     else:
         window = (6, None) if kind == "window" else None
         stack = StackConfig(dim=32, layers=2, heads=4, kv_heads=2, head_dim=8, hidden=48, window=window)
-        model = Transformer(ModelConfig(stack, Tokens(VOCAB, LENGTH), Head(VOCAB)))
+        model = Transformer(ModelConfig(stack, Tokens(VOCAB, LENGTH), head=Head(VOCAB)))
     init_(model, 0)
     with torch.no_grad():
         for parameter in model.parameters():

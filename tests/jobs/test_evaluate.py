@@ -24,7 +24,7 @@ TEXTS = [f"Sentence number {i} of the text. 第{i}句。" * (1 + i % 7) for i in
 def folder(tmp_path_factory):
     tokenizer = Tokenizer.train(TEXTS, vocab_size=320)
     stack = StackConfig(dim=16, layers=1, heads=2, kv_heads=2, head_dim=8, hidden=24)
-    model = Transformer(ModelConfig(stack, Tokens(tokenizer.vocab_size, 48), Head(tokenizer.vocab_size)))
+    model = Transformer(ModelConfig(stack, Tokens(tokenizer.vocab_size, 48), head=Head(tokenizer.vocab_size)))
     init_(model, 0)
     where = tmp_path_factory.mktemp("models") / "model"
     folders.save(model, tokenizer, where)

@@ -128,14 +128,14 @@ def test_shapes_that_cannot_be_are_refused() -> None:
         with pytest.raises(ModelError):
             StackConfig(**(good | change))
     with pytest.raises(ModelError, match="tied head"):
-        ModelConfig(StackConfig(**good), Tokens(10, 8), Head(11))
+        ModelConfig(StackConfig(**good), Tokens(10, 8), head=Head(11))
     with pytest.raises(ModelError, match="tied LSTM"):
         LSTMConfig(10, 8, 4, 5)
 
 
 def test_training_flops_follow_the_definition() -> None:
     """6 a weight by hand for one layer, and attention's by counting the pairs of a causal row."""
-    config = ModelConfig(StackConfig(8, 1, 2, 2, 4, 16), Tokens(10, 32), Head(10))
+    config = ModelConfig(StackConfig(8, 1, 2, 2, 4, 16), Tokens(10, 32), head=Head(10))
     weights = 4 * 8 * 8 + 3 * 8 * 16 + 3 * 8 + 10 * 8
     pairs = sum(1 for query, key in itertools.product(range(32), repeat=2) if key <= query)
     # a pair costs 2·D in q·k and 2·D in its share of v, forward; twice that again backward; 2 heads of 4

@@ -36,7 +36,7 @@ def network(tiny: ModuleType, kind: str) -> Any:
     window = (4, None) if kind == "window" else ()
     position = {"position": Learned(), "norm": "layer", "gated": False} if kind == "gpt2" else {}
     stack = StackConfig(16, 2, 2, 2, 8, 32, window=window, **position)  # type: ignore[arg-type]
-    model = Transformer(ModelConfig(stack, Tokens(50, LENGTH), Head(50)))
+    model = Transformer(ModelConfig(stack, Tokens(50, LENGTH), head=Head(50)))
     init_(model, 0)
     return model
 

@@ -71,7 +71,7 @@ def model(kind: str = "llama", seed: int = 0) -> Transformer | LSTM:
         stack = StackConfig(
             dim=16, layers=1 if kind == "shallow" else 2, heads=2, kv_heads=1, head_dim=8, hidden=32
         )
-        made = Transformer(ModelConfig(stack, Tokens(VOCAB, LENGTH), Head(VOCAB, tied=kind != "untied")))
+        made = Transformer(ModelConfig(stack, Tokens(VOCAB, LENGTH), head=Head(VOCAB, tied=kind != "untied")))
     init_(made, seed)
     return made
 

@@ -183,7 +183,7 @@ def _fitting(model: Model, tokens: int) -> int:
     """How many rows of so many tokens one batch takes."""
     if not isinstance(model.config, ModelConfig):
         return _ROWS
-    c = model.config.decoder
+    c = model.config.main
     row_bytes = 2 * c.layers * c.kv_heads * c.head_dim * model.head_weight.element_size() * tokens
     return max(1, min(_ROWS, _CACHE_BYTES // row_bytes))
 

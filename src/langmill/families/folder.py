@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,13 @@ from torch import Tensor
 from langmill.common.errors import ModelError
 from langmill.common.files import atomic_folder, write_json
 from langmill.families import family, modules, weights
-from langmill.model.config import Config, LSTMConfig
+from langmill.model.config import Config, LSTMConfig, ModelConfig
 from langmill.model.recurrent import LSTM
 from langmill.model.transformer import Transformer
 from langmill.text.tokenizer import Tokenizer
 
 Model = Transformer | LSTM
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-HEAD = "lm_head.weight"  # the output layer's name in every family
 SHARD_BYTES = 5 * 10**9
 
 
@@ -114,25 +114,34 @@ def assemble(
 ) -> Model:
     """A model of family file `kind` from its foreign configuration and tensors: the one way in, for every format."""
     try:
-        config = _untied(kind, kind.config(theirs), names, read)
+        config = kind.config(theirs)
+        if isinstance(config, ModelConfig):
+            config = _untied(
+                kind, kind.adjust(config, names) if hasattr(kind, "adjust") else config, names, read
+            )
     except ModelError as error:
         raise ModelError(f"{where}: {error}") from None
-    depth = config.layers if isinstance(config, LSTMConfig) else config.decoder.layers
+    depth = (
+        config.layers if isinstance(config, LSTMConfig) else sum(stack.layers for stack, _ in config.stacks)
+    )
     if depth > len(names):
         raise ModelError(f"{where}: {depth} layers are announced, but there are only {len(names)} tensors")
     with torch.device("meta"):  # shapes alone: a configuration that lies about its size costs nothing
         model: Model = LSTM(config) if isinstance(config, LSTMConfig) else Transformer(config)
-    ignored = tuple(kind.IGNORED) + ((HEAD,) if model.head is None else ())
+    again = isinstance(config, ModelConfig) and model.head is None  # the tied matrix stored twice
+    ignored = (*kind.IGNORED, re.escape(kind.HEAD)) if again else kind.IGNORED
     weights.load(model, kind.rules(config), names, read, ignored, where, dtype)
     return model.eval()
 
 
-def _untied(kind: Any, config: Config, names: Mapping[str, Any], read: Callable[[str], Tensor]) -> Config:
+def _untied(
+    kind: Any, config: ModelConfig, names: Mapping[str, Any], read: Callable[[str], Tensor]
+) -> ModelConfig:
     """An output matrix of its own counts, even where the configuration calls it the embedding, as in transformers."""
-    if isinstance(config, LSTMConfig) or not config.head.tied or HEAD not in names:
+    if config.head is None or not config.head.tied or kind.HEAD not in names:
         return config
     embedding = next(r.theirs for r in kind.rules(config) if r.ours == ("tokens.weight",))
-    if embedding not in names or torch.equal(read(HEAD), read(embedding)):
+    if embedding not in names or torch.equal(read(kind.HEAD), read(embedding)):
         return config
     return dataclasses.replace(config, head=dataclasses.replace(config.head, tied=False))
 
@@ -158,7 +167,7 @@ def save(
     dtype = model.tokens.weight.dtype
     theirs |= {"dtype": str(dtype).removeprefix("torch."), "torch_dtype": str(dtype).removeprefix("torch.")}
     with atomic_folder(Path(folder), replace=replace) as fresh:
-        _write_weights(weights.save(model, kind.rules(model.config)), fresh)
+        _write_weights(_named(model, kind), fresh)
         _json(fresh / "config.json", theirs)
         if tokenizer is not None:
             tokenizer.save(fresh)
@@ -178,7 +187,7 @@ def export_config(config: Config) -> tuple[dict[str, Any], Any]:
         theirs = kind.export(config) if "lstm" not in kind.MODEL_TYPES[0] else None
         if theirs is not None:
             return theirs, kind
-    raise ModelError(f"no known family has this shape, so other tools could not load it: {config.decoder}")
+    raise ModelError(f"no known family has this shape, so other tools could not load it: {config}")
 
 
 def check_match(config: Config, tokenizer: Tokenizer, where: object) -> None:
@@ -225,8 +234,16 @@ def _files(path: Path) -> list[Path]:
 
 def _name(kind: Any, key: str) -> str:
     """Files of a bare body leave the prefix out."""
-    bare = kind.PREFIX and not key.startswith((kind.PREFIX, "lm_head."))
+    bare = kind.PREFIX and not key.startswith((kind.PREFIX, *kind.OUTSIDE))
     return f"{kind.PREFIX}{key}" if bare else key
+
+
+def _named(model: Model, kind: Any) -> dict[str, Tensor]:
+    """The tensors under their foreign names, which for a body without a head have no prefix."""
+    state, config = weights.save(model, kind.rules(model.config)), model.config
+    if isinstance(config, ModelConfig) and (config.head is None or config.head.outputs == 0):
+        return {name.removeprefix(kind.PREFIX): tensor for name, tensor in state.items()}
+    return state
 
 
 def _special_ids(tokenizer: Tokenizer) -> dict[str, Any]:

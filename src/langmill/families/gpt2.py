@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from langmill.families.heads import described, labels_of, task_of
+from langmill.families.llama import ARCHITECTURES as TASKS
+from langmill.families.llama import head_for, head_rules
+from langmill.families.llama import with_task as with_task
 from langmill.families.weights import MOST_LAYERS, Rule, choice, flag, layers, number, real, refuse, rule
-from langmill.model.config import Head, Learned, ModelConfig, StackConfig, Tokens
+from langmill.model.config import Learned, ModelConfig, StackConfig, Tokens
 
 MODEL_TYPES = ("gpt2",)
 PREFIX = "transformer."
+HEAD = "lm_head.weight"
+OUTSIDE = ("lm_head.", "score.", "classifier.", "qa_outputs.")
 IGNORED = (
     r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",
 )  # the causal mask, kept as a buffer by old files
@@ -53,18 +59,21 @@ def config(theirs: Mapping[str, Any]) -> ModelConfig:
             position=Learned(),
         ),
         decoder_input=Tokens(vocab, number(theirs, "n_positions", 1024)),
-        head=Head(vocab, flag(theirs, "tie_word_embeddings", True)),
+        head=head_for(
+            task_of(theirs, "text"), vocab, flag(theirs, "tie_word_embeddings", True), labels_of(theirs)
+        ),
     )
 
 
 def export(c: ModelConfig) -> dict[str, Any] | None:
     """Our shape as a GPT-2 `config.json`; None where GPT-2 cannot express it."""
-    d = c.decoder
-    if not isinstance(d.position, Learned):
+    d = c.main
+    if c.decoder is None or c.encoder is not None or not isinstance(d.position, Learned):
         return None
+    task = "embed" if c.head is None else c.head.task
     names = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
     back = {
-        "architectures": ["GPT2LMHeadModel"],
+        "architectures": ["GPT2LMHeadModel" if task == "text" else "GPT2" + TASKS[task]],
         "model_type": "gpt2",
         "vocab_size": c.vocab,
         "n_positions": c.length,
@@ -75,7 +84,8 @@ def export(c: ModelConfig) -> dict[str, Any] | None:
         "activation_function": names[d.activation],
         "layer_norm_epsilon": d.norm_eps,
         "scale_attn_weights": d.scale is None,
-        "tie_word_embeddings": c.head.tied,
+        "tie_word_embeddings": c.tied,
+        **({} if c.head is None else described(c.head)),
         # trained without dropout here; said, so that other tools continue the same way
         "resid_pdrop": 0.0,
         "embd_pdrop": 0.0,
@@ -86,7 +96,7 @@ def export(c: ModelConfig) -> dict[str, Any] | None:
 
 def rules(c: ModelConfig) -> tuple[Rule, ...]:
     """GPT-2's names: fused q, k, v in Conv1D layers, which store (inputs, outputs)."""
-    theirs, ours, count = PREFIX + "h.{}.", "decoder.blocks.{}.", c.decoder.layers
+    theirs, ours, count = PREFIX + "h.{}.", "decoder.blocks.{}.", c.main.layers
     matrices = [
         ("attn.c_attn.weight", "attention.q.weight", "attention.k.weight", "attention.v.weight"),
         ("attn.c_proj.weight", "attention.o.weight"),
@@ -98,10 +108,10 @@ def rules(c: ModelConfig) -> tuple[Rule, ...]:
         vectors += [(f"{norm_theirs}.{part}", f"{norm_ours}.{part}") for part in ("weight", "bias")]
     return (
         rule(PREFIX + "wte.weight", "tokens.weight"),
-        rule(PREFIX + "wpe.weight", "positions.weight"),
+        rule(PREFIX + "wpe.weight", "decoder.positions.weight"),
         *layers(count, theirs, ours, matrices, transposed=True),
         *layers(count, theirs, ours, vectors),
         rule(PREFIX + "ln_f.weight", "decoder.norm.weight"),
         rule(PREFIX + "ln_f.bias", "decoder.norm.bias"),
-        *(() if c.head.tied else (rule("lm_head.weight", "head.weight"),)),
+        *head_rules(c),
     )

@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from langmill.common.errors import ModelError
-from langmill.families.weights import MOST_LAYERS, Rule, choice, flag, layers, number, real, refuse, rule
-from langmill.model.config import Head, ModelConfig, Rope, RopeScaling, StackConfig, Tokens
+from langmill.families.heads import described, labels_of, task_of
+from langmill.families.weights import (
+    MOST_LAYERS,
+    Rule,
+    choice,
+    flag,
+    layers,
+    linear,
+    number,
+    real,
+    refuse,
+    rule,
+)
+from langmill.model.config import Head, ModelConfig, Rope, RopeScaling, StackConfig, Task, Tokens
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 PREFIX = "model."
+HEAD = "lm_head.weight"
+OUTSIDE = ("lm_head.", "score.", "qa_outputs.")
 IGNORED = (r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",)  # computed, but stored by old files
 ACTIVATIONS = {
     "silu": "silu",
@@ -91,8 +106,53 @@ def config(theirs: Mapping[str, Any]) -> ModelConfig:
             window=_windows(kind, theirs, count),
         ),
         decoder_input=Tokens(vocab, length),
-        head=Head(vocab, flag(theirs, "tie_word_embeddings", defaults["tie_word_embeddings"])),
+        head=head_for(
+            task_of(theirs, "text"),
+            vocab,
+            flag(theirs, "tie_word_embeddings", defaults["tie_word_embeddings"]),
+            labels_of(theirs),
+        ),
     )
+
+
+def head_for(task: Task, vocab: int, tied: bool, labels: tuple[str, ...]) -> Head | None:
+    """What stands on a decoder for each task: scores of the next token, or of the last token for a whole text."""
+    match task:
+        case "text":
+            return Head(vocab, tied)
+        case "embed":
+            return None
+        case "tag":
+            return Head(len(labels), False, True, task="tag", labels=labels)
+        case "answer":
+            return Head(2, False, True, task="answer")
+    return Head(len(labels), False, pool="last", task=task, labels=labels)
+
+
+def with_task(c: ModelConfig, task: Task, labels: tuple[str, ...]) -> ModelConfig:
+    """The same decoder with the head for another task."""
+    return replace(c, head=head_for(task, c.vocab, c.tied, labels))
+
+
+def head_rules(c: ModelConfig) -> tuple[Rule, ...]:
+    """The names of each head of a decoder."""
+    if c.head is None or c.tied:
+        return ()
+    if c.head.task == "text":
+        return (rule(HEAD, "head.weight"),)
+    theirs = "qa_outputs" if c.head.task == "answer" else "score"
+    return tuple(rule(*pair) for pair in linear(theirs, "head", c.head.bias))
+
+
+ARCHITECTURES: dict[Task, str] = {
+    "text": "ForCausalLM",
+    "classify": "ForSequenceClassification",
+    "multilabel": "ForSequenceClassification",
+    "regress": "ForSequenceClassification",
+    "tag": "ForTokenClassification",
+    "answer": "ForQuestionAnswering",
+    "embed": "Model",
+}
 
 
 def _windows(kind: str, theirs: Mapping[str, Any], count: int) -> tuple[int | None, ...]:
@@ -147,8 +207,7 @@ def _rope(theirs: Mapping[str, Any], length: int) -> Rope:
 
 def export(c: ModelConfig) -> dict[str, Any] | None:
     """Our shape as the `config.json` of the family that can express it; None where none can."""
-    d = c.decoder
-    if not isinstance(d.position, Rope):
+    if c.decoder is None or c.encoder is not None or not isinstance(c.decoder.position, Rope):
         return None
     for kind in MODEL_TYPES:
         back = _export(c, kind)
@@ -158,12 +217,12 @@ def export(c: ModelConfig) -> dict[str, Any] | None:
 
 
 def _export(c: ModelConfig, kind: str) -> dict[str, Any]:
-    d = c.decoder
+    d, task = c.main, "embed" if c.head is None else c.head.task
     assert isinstance(d.position, Rope)
     names = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
     class_name = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}[kind]
     back: dict[str, Any] = {
-        "architectures": [class_name + "ForCausalLM"],
+        "architectures": [class_name + ARCHITECTURES[task]],
         "model_type": kind,
         "vocab_size": c.vocab,
         "hidden_size": d.dim,
@@ -175,9 +234,10 @@ def _export(c: ModelConfig, kind: str) -> dict[str, Any]:
         "hidden_act": names[d.activation],
         "max_position_embeddings": c.length,
         "rms_norm_eps": d.norm_eps,
-        "tie_word_embeddings": c.head.tied,
+        "tie_word_embeddings": c.tied,
         "rope_parameters": _rope_export(d.position),
         "rope_theta": d.position.base,  # for readers of the older form
+        **({} if c.head is None else described(c.head)),
     }
     if kind in ("llama", "qwen3"):
         back["attention_bias"] = "q" in d.bias
@@ -217,12 +277,12 @@ def _rope_export(rope: Rope) -> dict[str, Any]:
 
 def rules(c: ModelConfig) -> tuple[Rule, ...]:
     """The names of these families; which biases and norms exist follows from the shape."""
-    d = c.decoder
+    d = c.main
     names: list[tuple[str, ...]] = []
     for projection in ("q", "k", "v", "o"):
-        names += _linear(f"self_attn.{projection}_proj", f"attention.{projection}", projection in d.bias)
+        names += linear(f"self_attn.{projection}_proj", f"attention.{projection}", projection in d.bias)
     for part in ("gate", "up", "down"):
-        names += _linear(f"mlp.{part}_proj", f"mlp.{part}", "mlp" in d.bias)
+        names += linear(f"mlp.{part}_proj", f"mlp.{part}", "mlp" in d.bias)
     names += [("input_layernorm.weight", "attention_norm.weight")]
     names += [("post_attention_layernorm.weight", "mlp_norm.weight")]
     if d.qk_norm:
@@ -231,9 +291,5 @@ def rules(c: ModelConfig) -> tuple[Rule, ...]:
         rule(PREFIX + "embed_tokens.weight", "tokens.weight"),
         *layers(d.layers, PREFIX + "layers.{}.", "decoder.blocks.{}.", names),
         rule(PREFIX + "norm.weight", "decoder.norm.weight"),
-        *(() if c.head.tied else (rule("lm_head.weight", "head.weight"),)),
+        *head_rules(c),
     )
-
-
-def _linear(theirs: str, ours: str, bias: bool) -> list[tuple[str, ...]]:
-    return [(f"{theirs}.{part}", f"{ours}.{part}") for part in (("weight", "bias") if bias else ("weight",))]

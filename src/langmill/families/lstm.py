@@ -11,6 +11,7 @@ from langmill.model.config import LSTMConfig
 
 MODEL_TYPES = ("langmill_lstm",)
 PREFIX = ""
+OUTSIDE = ()
 IGNORED = ()
 
 

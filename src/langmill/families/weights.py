@@ -24,16 +24,22 @@ class Rule:
     """One foreign tensor and the tensors of ours that it holds.
 
     Several of ours lie in it one after another along the output dimension (a fused q, k, v).
-    transposed: it is stored (inputs, outputs), as GPT-2's Conv1D does.
+    transposed: it is stored (inputs, outputs), as GPT-2's Conv1D does. row: a vector stored as (1, N).
     """
 
     theirs: str
     ours: tuple[str, ...]
     transposed: bool = False
+    row: bool = False
 
 
 def rule(theirs: str, *ours: str, transposed: bool = False) -> Rule:
     return Rule(theirs, ours, transposed)
+
+
+def linear(theirs: str, ours: str, bias: bool = True) -> list[tuple[str, ...]]:
+    """The names of a layer's weight and bias, under both prefixes."""
+    return [(f"{theirs}.{part}", f"{ours}.{part}") for part in (("weight", "bias") if bias else ("weight",))]
 
 
 def layers(
@@ -95,12 +101,14 @@ def save(model: nn.Module, rules: Sequence[Rule]) -> dict[str, Tensor]:
     theirs = {}
     for r in rules:
         joined = torch.cat([state[name] for name in r.ours]) if len(r.ours) > 1 else state[r.ours[0]]
-        theirs[r.theirs] = (joined.t() if r.transposed else joined).contiguous()
+        theirs[r.theirs] = (joined.t() if r.transposed else joined[None] if r.row else joined).contiguous()
     return theirs
 
 
 def _split(theirs: Tensor, r: Rule, shapes: Sequence[torch.Size], where: object) -> tuple[Tensor, ...]:
     turned = theirs.t() if r.transposed and theirs.dim() == 2 else theirs
+    if r.row and theirs.dim() == 2 and len(theirs) == 1:
+        turned = theirs[0]
     expected = torch.Size([sum(shape[0] for shape in shapes), *shapes[0][1:]])
     if turned.shape != expected:
         raise ModelError(
@@ -120,6 +128,15 @@ def number(theirs: Mapping[str, Any], key: str, default: int | None = None, belo
     value = default if value is None else value
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < below:
         raise ModelError(f"config.json: {key} is {value!r}; a whole number from 1 to {below - 1} is needed")
+    return value
+
+
+def token(theirs: Mapping[str, Any], key: str, default: int, vocab: int) -> int:
+    """An id of a foreign configuration; ModelError by name where there is no such token."""
+    value = theirs.get(key)
+    value = default if value is None else value
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < vocab:
+        raise ModelError(f"config.json: {key} is {value!r}; an id below {vocab} is needed")
     return value
 
 

@@ -113,7 +113,7 @@ def shape(config: Config) -> str:
     """The shape in a few words."""
     if isinstance(config, LSTMConfig):
         return f"LSTM, {config.layers} layers, width {config.hidden}, vocabulary {config.vocab:,}"
-    d = config.decoder
+    d = config.main
     return f"Transformer, {d.layers} layers, width {d.dim}, {d.heads} heads, vocabulary {config.vocab:,}"
 
 

@@ -177,24 +177,23 @@ def calibrate(
     rate = ASSUMED * matmul_flops("float32" if device.type == "cpu" else "bfloat16", device)
     seconds = training_flops(config, length) * rows * length * train.gradient_accumulation_steps / rate
     fits = memory.estimate(config, train, device).total < 0.7 * memory.free(device)
-    if isinstance(config, LSTMConfig) or (fits and seconds < LARGEST_STEP) or config.decoder.layers <= 2:
+    if isinstance(config, LSTMConfig) or (fits and seconds < LARGEST_STEP) or config.main.layers <= 2:
         memory.check(config, train, device)
         return apart(config, train, shards, steps, seed, SECONDS)
     few = train.model_copy(update={"gradient_accumulation_steps": 1})
     shapes = [
-        replace(config, decoder=replace(config.decoder, layers=n, window=config.decoder.window[:n]))
-        for n in (1, 2)
+        replace(config, decoder=replace(config.main, layers=n, window=config.main.window[:n])) for n in (1, 2)
     ]
     memory.check(shapes[1], few, device)
     one, two = (apart(shape, few, shards, steps, seed, SECONDS / 2) for shape in shapes)
-    more, times = config.decoder.layers - 1, train.gradient_accumulation_steps
+    more, times = config.main.layers - 1, train.gradient_accumulation_steps
     return replace(
         one,
         step_seconds=times * (one.step_seconds + more * max(0.0, two.step_seconds - one.step_seconds)),
         step_tokens=times * one.step_tokens,
         peak_bytes=one.peak_bytes + more * max(0, two.peak_bytes - one.peak_bytes),
         spread=max(one.spread, two.spread),
-        why=(*one.why, f"extended from 1 and 2 layers to {config.decoder.layers}"),
+        why=(*one.why, f"extended from 1 and 2 layers to {config.main.layers}"),
     )
 
 
@@ -281,7 +280,7 @@ def _report(settings: PlanSettings, made: Plan, found: Corpus, device: torch.dev
 def _shape(config: Config) -> dict[str, int]:
     if isinstance(config, LSTMConfig):
         return {"layers": config.layers, "dim": config.dim, "hidden": config.hidden, "vocab": config.vocab}
-    d = config.decoder
+    d = config.main
     return {
         "layers": d.layers,
         "dim": d.dim,

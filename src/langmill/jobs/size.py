@@ -64,7 +64,7 @@ def resolve(
             f"train.max_length is {length}; the model was made for {shape.length} tokens at most"
         )
     config = shape or config_for(model, vocab, length)
-    width = config.hidden if isinstance(config, LSTMConfig) else config.decoder.dim
+    width = config.hidden if isinstance(config, LSTMConfig) else config.main.dim
     chosen = {
         "max_length": length,
         "micro_batch_size": train.micro_batch_size or micro_batch(count, length),
@@ -203,7 +203,7 @@ def _stack(
         qk_norm=model.family == "qwen3",
         position=Learned() if gpt2 else Rope(10000.0),
     )
-    return ModelConfig(stack, Tokens(vocab, length), Head(vocab, tied))
+    return ModelConfig(stack, Tokens(vocab, length), head=Head(vocab, tied))
 
 
 def _lstm(model: ModelSettings, count: int, vocab: int, length: int) -> LSTMConfig:

@@ -1,42 +1,153 @@
-"""Attention itself and the masks it takes.
+"""Attention itself and what each token may look at.
 
 B batch, H query heads, G key and value heads, T queries, S keys, D head dimension.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from langmill.model.cache import Cache
 
-def attend(
-    q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, mask_B1TS: Tensor | None, scale: float | None
-) -> Tensor:
-    """softmax(q kᵀ · scale) v, shape (B, H, T, D) (Vaswani et al. 2017, eq. 1).
 
-    mask_B1TS is True where a query may look. None means plain causal where there are as many keys as
-    queries, and everything where a single query looks back over a cache. scale None is 1/sqrt(D).
-    """
-    causal = mask_B1TS is None and q_BHTD.shape[2] > 1
+@dataclass(frozen=True)
+class Seen:
+    """What queries look at. mask: (B or 1, 1 or H, T, S), True where a query may look, or numbers added to the scores;
+    None for everything, or with `causal` for all that is not later. cuts: instead of a mask, the lengths of stretches
+    of the flattened queries and keys that see each other alone, in order."""
+
+    mask: Tensor | None = None
+    causal: bool = False
+    cuts: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+
+
+def attend(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, seen: Seen, scale: float | None) -> Tensor:
+    """softmax(q kᵀ · scale) v, shape (B, H, T, D) (Vaswani et al. 2017, eq. 1). scale None is 1/sqrt(D)."""
     grouped = q_BHTD.shape[1] != k_BGSD.shape[1]
-    return F.scaled_dot_product_attention(
-        q_BHTD, k_BGSD, v_BGSD, attn_mask=mask_B1TS, is_causal=causal, scale=scale, enable_gqa=grouped
-    )
+    if seen.cuts is None:
+        causal = seen.causal and q_BHTD.shape[2] > 1
+        return F.scaled_dot_product_attention(
+            q_BHTD, k_BGSD, v_BGSD, attn_mask=seen.mask, is_causal=causal, scale=scale, enable_gqa=grouped
+        )
+    rows, (queries, keys) = len(q_BHTD), seen.cuts
+    sides = ((q_BHTD, queries), (k_BGSD, keys), (v_BGSD, keys))
+    parts = [_flat(x).split(list(cuts), dim=2) for x, cuts in sides]
+    mixed = []
+    for q, k, v in zip(*parts, strict=True):
+        causal = seen.causal and q.shape[2] > 1
+        one = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale, enable_gqa=grouped)
+        mixed.append(one if k.shape[2] else torch.zeros_like(q))
+    return torch.cat(mixed, dim=2).unflatten(2, (rows, -1)).squeeze(0).transpose(0, 1)
 
 
-def causal_mask(
-    queries_BT: Tensor, keys_BS: Tensor, window: int | None = None, documents_BT: Tensor | None = None
+def _flat(x_BHTD: Tensor) -> Tensor:
+    """(1, H, B·T, D)."""
+    return x_BHTD.transpose(0, 1).flatten(1, 2).unsqueeze(0)
+
+
+class Masks:
+    """What the layers of one pass see, made once for each window that they have."""
+
+    def __init__(
+        self,
+        causal: bool,
+        documents_BT: Tensor | None,
+        cache: Cache | None,
+        x_BTD: Tensor,
+        bias: Callable[[Tensor], Tensor] | None,
+    ):
+        new, device = x_BTD.shape[1], x_BTD.device
+        self.causal, self.documents_BT, self.cache, self.bias = causal, documents_BT, cache, bias
+        self.new, self.past, self.dtype = new, 0 if cache is None else cache.longest, x_BTD.dtype
+        if cache is not None and self.past > 0:
+            self.queries, self.keys = cache.places(new), torch.arange(self.past + new, device=device)[None]
+        else:
+            self.queries = self.keys = torch.arange(new, device=device)[None]
+        self.apart = documents_BT is not None and device.type == "cpu" and not torch.compiler.is_compiling()
+        self._made: dict[int | None, Seen] = {}
+
+    def among(self, window: int | None) -> Seen:
+        """Among the tokens themselves and those in the cache."""
+        if window not in self._made:
+            self._made[window] = self._among(window)
+        return self._made[window]
+
+    def _among(self, window: int | None) -> Seen:
+        cache, past, new = self.cache, self.past, self.new
+        wide = window is None or window >= past + new
+        if self.bias is None and wide:
+            if self.documents_BT is None and not past:
+                return Seen(causal=self.causal)
+            if self.documents_BT is None and new == 1 and cache is not None and cache.even:
+                return Seen()
+            if self.apart and self.documents_BT is not None:
+                runs = stretches(self.documents_BT)
+                return Seen(causal=self.causal, cuts=(runs, runs))
+        mask = visible(self.queries, self.keys, self.causal, window, self.documents_BT)
+        if self.bias is None:
+            return Seen(mask)
+        bias = self.bias(self.keys[:, None, :] - self.queries[:, :, None]).to(self.dtype)
+        return Seen(bias.masked_fill(~mask, -torch.inf))
+
+    def across(self, documents_BS: Tensor | None) -> Seen:
+        """From these tokens to an encoder's: document n sees document n; without documents all that is no padding."""
+        if documents_BS is None:
+            return Seen()
+        if self.documents_BT is None:
+            return Seen(None if bool((documents_BS > 0).all()) else (documents_BS > 0)[:, None, None, :])
+        if self.apart and (cuts := paired(self.documents_BT, documents_BS)) is not None:
+            return Seen(cuts=cuts)
+        mask = self.documents_BT[:, :, None] == documents_BS[:, None, :]
+        return Seen(mask.unsqueeze(1))
+
+
+def visible(
+    queries_BT: Tensor,
+    keys_BS: Tensor,
+    causal: bool,
+    window: int | None = None,
+    documents_BT: Tensor | None = None,
 ) -> Tensor:
-    """(B, 1, T, S), True where a key's place is not after the query's, within `window` places and,
+    """(B, 1, T, S), True where a key's place is not after the query's (if causal), within `window` places and,
     where documents are given (then keys are the queries' own row), in the same document."""
     distance_BTS = queries_BT[:, :, None] - keys_BS[:, None, :]
-    mask_BTS = distance_BTS >= 0
+    mask_BTS = distance_BTS >= 0 if causal else torch.ones_like(distance_BTS, dtype=torch.bool)
     if window is not None:
         mask_BTS = mask_BTS & (distance_BTS < window)
     if documents_BT is not None:
         mask_BTS = mask_BTS & (documents_BT[:, :, None] == documents_BT[:, None, :])
     return mask_BTS.unsqueeze(1)
+
+
+def stretches(documents_BT: Tensor) -> tuple[int, ...]:
+    """The lengths of the runs of equal document numbers, row after row; none crosses from a row into the next."""
+    begins_BT = torch.ones_like(documents_BT, dtype=torch.bool)
+    begins_BT[:, 1:] = documents_BT[:, 1:] != documents_BT[:, :-1]
+    starts = begins_BT.flatten().nonzero().squeeze(1)
+    ends = torch.cat((starts[1:], starts.new_tensor([documents_BT.numel()])))
+    return tuple((ends - starts).tolist())
+
+
+def paired(documents_BT: Tensor, documents_BS: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Stretches of queries and of keys with the same documents in the same order, padding last in each row; None where
+    they do not pair up."""
+    cuts: list[tuple[int, ...]] = []
+    most = int(max(documents_BT.max(), documents_BS.max()))
+    for documents in (documents_BT, documents_BS):
+        moved = torch.where(documents == 0, most + 1, documents).long()
+        if bool((moved[:, 1:] < moved[:, :-1]).any()):
+            return None
+        counts = torch.zeros(len(moved), most + 2, dtype=torch.long).scatter_add_(
+            1, moved, torch.ones_like(moved)
+        )
+        cuts.append(tuple(counts[:, 1:].flatten().tolist()))
+    kept = [(q, k) for q, k in zip(*cuts, strict=True) if q or k]
+    return tuple(q for q, _ in kept), tuple(k for _, k in kept)
 
 
 def document_positions(documents_BT: Tensor) -> Tensor:

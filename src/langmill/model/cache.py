@@ -16,11 +16,13 @@ from langmill.model.config import StackConfig
 
 @dataclass
 class LayerCache:
-    """One layer's keys and values, each (B, G, S, D), and the cache that knows how full they are."""
+    """One layer's keys and values, each (B, G, S, D), and the cache that knows how full they are. `across`: those of
+    what an encoder read, once the layer has looked there."""
 
     keys_BGSD: Tensor
     values_BGSD: Tensor
     cache: Cache
+    across: tuple[Tensor, Tensor] | None = None
 
     def append(self, k_BGTD: Tensor, v_BGTD: Tensor) -> tuple[Tensor, Tensor]:
         """Write T new tokens behind each row's own; return all keys and values up to the longest row."""
@@ -101,3 +103,5 @@ class Cache:
         self.even = bool((self.lengths_B == self.longest).all())
         for layer in self.layers:
             layer.keys_BGSD, layer.values_BGSD = layer.keys_BGSD[rows], layer.values_BGSD[rows]
+            if layer.across is not None:
+                layer.across = (layer.across[0][rows], layer.across[1][rows])

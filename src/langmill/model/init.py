@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from langmill.model.recurrent import LSTM
-from langmill.model.transformer import MLP, Attention, Transformer
+from langmill.model.transformer import MLP, Attention, Stack, Transformer
 
 
 @torch.no_grad()
@@ -14,7 +14,8 @@ def init_(model: Transformer | LSTM, seed: int) -> None:
     """Fill a model with fresh weights from `seed` alone, whatever was drawn before.
 
     Normal with deviation 0.02; projections that write to the residual stream are divided by
-    sqrt(2 · layers) so that its variance does not grow with depth (Radford et al. 2019, section 2.3).
+    sqrt(2 · layers) (3 with cross-attention) so that its variance does not grow with depth (Radford et al. 2019,
+    section 2.3).
     LSTM matrices are uniform in ±1/sqrt(hidden), with forget gates open (Jozefowicz et al. 2015).
     """
     generator = torch.Generator(device=model.tokens.weight.device).manual_seed(seed)
@@ -36,9 +37,11 @@ def init_(model: Transformer | LSTM, seed: int) -> None:
                     weight.zero_()
                     if name.startswith("bias_ih"):
                         weight[module.hidden_size : 2 * module.hidden_size] = 1.0  # the forget gate's quarter
-    if isinstance(model, Transformer):
-        shrink = (2 * model.config.decoder.layers) ** -0.5
-        for module in model.modules():
+    if isinstance(model, Transformer) and model.output_bias is not None:
+        model.output_bias.zero_()
+    for stack in [module for module in model.modules() if isinstance(module, Stack)]:
+        shrink = ((3 if stack.config.cross else 2) * stack.config.layers) ** -0.5
+        for module in stack.modules():
             if isinstance(module, Attention):
                 module.o.weight.mul_(shrink)
             elif isinstance(module, MLP):

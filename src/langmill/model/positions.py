@@ -1,4 +1,4 @@
-"""Rotary positions: from position numbers to the angles that turn queries and keys.
+"""Positions: rotary angles that turn queries and keys, waves that are added, and buckets of distances.
 
 B batch, T tokens, H heads, D head dimension.
 """
@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from langmill.model.config import Rope, RopeScaling
+from langmill.model.config import Relative, Rope, RopeScaling
 
 
 def rotary(positions_BT: Tensor, rope: Rope, head_dim: int) -> tuple[Tensor, Tensor]:
@@ -85,3 +85,32 @@ def _yarn_attention(s: RopeScaling) -> float:
     if s.mscale and s.mscale_all_dim:
         return temperature(s.mscale) / temperature(s.mscale_all_dim)
     return temperature(1.0)
+
+
+def sinusoids(positions_BT: Tensor, dim: int) -> Tensor:
+    """(B, T, dim) float32: sines of every wavelength, then cosines (Vaswani et al. 2017, 3.5, in Marian's order)."""
+    wavelengths = 10000.0 ** (torch.arange(0, dim, 2, device=positions_BT.device, dtype=torch.float64) / dim)
+    angles = positions_BT.double()[..., None] / wavelengths
+    return torch.cat((angles.sin(), angles.cos()), dim=-1).float()
+
+
+def relative_buckets(distances: Tensor, relative: Relative, both_ways: bool) -> Tensor:
+    """The bucket of each distance (key's place minus query's): exact while small, then logarithmic up to `reach`.
+
+    both_ways: half of the buckets are for keys that come after; otherwise those count as distance 0
+    (Raffel et al. 2020, section 2.1, as in Mesh TensorFlow).
+    """
+    buckets, later = relative.buckets, torch.zeros_like(distances)
+    if both_ways:
+        buckets //= 2
+        later, distances = (distances > 0).long() * buckets, distances.abs()
+    else:
+        distances = (-distances).clamp(min=0)
+    exact = buckets // 2
+    far = (
+        torch.log(distances.float().clamp(min=1) / exact)
+        / math.log(relative.reach / exact)
+        * (buckets - exact)
+    )
+    far = (exact + far.long()).clamp(max=buckets - 1)
+    return later + torch.where(distances < exact, distances, far)

@@ -1,13 +1,14 @@
 """The Transformer: the only implementation in this project, shaped by `ModelConfig`, never subclassed.
 
-Shapes: B batch, T tokens, D width, H query heads, G key and value heads, V vocabulary.
-Four seams let techniques change it from outside: the function `Attention.attend`, layers swapped by
+Shapes: B batch, T tokens, S tokens that an encoder read, D width, H query heads, G key and value heads, V vocabulary,
+K documents. Four seams let techniques change it from outside: the function `Attention.attend`, layers swapped by
 `model/replace.py`, the cache object, and `torch.func` over the whole.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,18 +17,28 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from langmill.common.errors import ModelError
-from langmill.model.attend import attend, causal_mask, document_positions
+from langmill.model.attend import Masks, Seen, attend, document_positions
 from langmill.model.cache import Cache, LayerCache
-from langmill.model.config import Learned, ModelConfig, Rope, StackConfig
-from langmill.model.positions import rotary, rotate
+from langmill.model.config import Head, Learned, ModelConfig, Relative, Rope, Sinusoidal, StackConfig, Tokens
+from langmill.model.pool import pooled
+from langmill.model.positions import relative_buckets, rotary, rotate, sinusoids
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "relu": F.relu,
     "silu": F.silu,
+    "tanh": torch.tanh,
 }
 Angles = tuple[Tensor, Tensor] | None
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What an encoder made of its tokens: states (B, S, D), and the document of each; 0 is padding."""
+
+    states_BSD: Tensor
+    documents_BS: Tensor | None
 
 
 def _norm(c: StackConfig) -> nn.Module:
@@ -49,7 +60,8 @@ class Attention(nn.Module):
         self.q_norm = nn.RMSNorm(c.head_dim, eps=c.norm_eps) if c.qk_norm else None
         self.k_norm = nn.RMSNorm(c.head_dim, eps=c.norm_eps) if c.qk_norm else None
 
-    def forward(self, x_BTD: Tensor, angles: Angles, mask: Tensor | None, cache: LayerCache | None) -> Tensor:
+    def forward(self, x_BTD: Tensor, angles: Angles, seen: Seen, cache: LayerCache | None) -> Tensor:
+        """Among the tokens of x themselves, and those that the cache holds."""
         q_BHTD = self._split(self.q(x_BTD), self.heads, self.q_norm)
         k_BGTD = self._split(self.k(x_BTD), self.kv_heads, self.k_norm)
         v_BGTD = self._split(self.v(x_BTD), self.kv_heads, None)
@@ -57,7 +69,21 @@ class Attention(nn.Module):
             q_BHTD, k_BGTD = rotate(q_BHTD, *angles), rotate(k_BGTD, *angles)
         if cache is not None:
             k_BGTD, v_BGTD = cache.append(k_BGTD, v_BGTD)
-        mixed_BHTD = self.attend(q_BHTD, k_BGTD, v_BGTD, mask, self.scale)
+        return self._mixed(q_BHTD, k_BGTD, v_BGTD, seen)
+
+    def across(self, x_BTD: Tensor, memory_BSD: Tensor, seen: Seen, cache: LayerCache | None) -> Tensor:
+        """From the tokens of x to an encoder's; a cache keeps the keys and values of those."""
+        q_BHTD = self._split(self.q(x_BTD), self.heads, self.q_norm)
+        if cache is not None and cache.across is not None:
+            return self._mixed(q_BHTD, *cache.across, seen)
+        k_BGSD = self._split(self.k(memory_BSD), self.kv_heads, self.k_norm)
+        v_BGSD = self._split(self.v(memory_BSD), self.kv_heads, None)
+        if cache is not None:
+            cache.across = (k_BGSD, v_BGSD)
+        return self._mixed(q_BHTD, k_BGSD, v_BGSD, seen)
+
+    def _mixed(self, q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, seen: Seen) -> Tensor:
+        mixed_BHTD = self.attend(q_BHTD, k_BGSD, v_BGSD, seen, self.scale)
         return self.o(mixed_BHTD.transpose(1, 2).flatten(2))
 
     def _split(self, x: Tensor, heads: int, norm: nn.Module | None) -> Tensor:
@@ -83,96 +109,158 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x + attention(norm(x)), then x + mlp(norm(x)), or the norms behind the sums; between them, where there is an
+    encoder, the same with attention to what it read."""
 
     def __init__(self, c: StackConfig):
         super().__init__()
+        self.post = c.norm_order == "post"
         self.attention_norm, self.attention = _norm(c), Attention(c)
+        self.cross_norm = _norm(c) if c.cross else None
+        self.cross = Attention(c) if c.cross else None
         self.mlp_norm, self.mlp = _norm(c), MLP(c)
 
-    def forward(self, x_BTD: Tensor, angles: Angles, mask: Tensor | None, cache: LayerCache | None) -> Tensor:
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), angles, mask, cache)
-        return x_BTD + self.mlp(self.mlp_norm(x_BTD))
+    def forward(
+        self,
+        x_BTD: Tensor,
+        angles: Angles,
+        seen: Seen,
+        cache: LayerCache | None,
+        memory_BSD: Tensor | None = None,
+        seen_across: Seen | None = None,
+    ) -> Tensor:
+        x_BTD = self._add(x_BTD, self.attention_norm, lambda x: self.attention(x, angles, seen, cache))
+        if self.cross is not None and self.cross_norm is not None:
+            assert memory_BSD is not None and seen_across is not None
+            across = self.cross.across
+            x_BTD = self._add(x_BTD, self.cross_norm, lambda x: across(x, memory_BSD, seen_across, cache))
+        return self._add(x_BTD, self.mlp_norm, self.mlp)
+
+    def _add(self, x_BTD: Tensor, norm: nn.Module, layer: Callable[[Tensor], Tensor]) -> Tensor:
+        added: Tensor = norm(x_BTD + layer(x_BTD)) if self.post else x_BTD + layer(norm(x_BTD))
+        return added
 
 
 class Stack(nn.Module):
-    """Blocks and a last norm."""
+    """From token vectors to states: positions and segments added, blocks, and a last norm where norms come first."""
 
-    def __init__(self, c: StackConfig):
+    def __init__(self, c: StackConfig, tokens: Tokens):
         super().__init__()
-        self.config = c
+        self.config, self.length, self.embedding_scale = c, tokens.length, tokens.scale
         self.checkpointing = False  # recompute each block in the backward pass instead of keeping it
+        learned = isinstance(c.position, Learned)
+        self.positions = nn.Embedding(tokens.length + c.position.offset, c.dim) if learned else None  # type: ignore[union-attr]
+        self.relative = (
+            nn.Embedding(c.position.buckets, c.heads) if isinstance(c.position, Relative) else None
+        )
+        self.types = nn.Embedding(tokens.types, c.dim) if tokens.types else None
+        self.embedding_norm = _norm(c) if tokens.norm else None
         self.blocks = nn.ModuleList(Block(c) for _ in range(c.layers))
-        self.norm = _norm(c)
+        self.norm = _norm(c) if c.norm_order == "pre" else None
+
+    @property
+    def like(self) -> Tensor:
+        """A weight with the states' type and place: a frozen embedding may be narrower than the norms."""
+        first: Any = self.blocks[0]
+        weight: Tensor = first.mlp_norm.weight
+        return weight
 
     def forward(
-        self, x_BTD: Tensor, positions: Tensor, documents: Tensor | None, cache: Cache | None
+        self,
+        x_BTD: Tensor,
+        positions: Tensor,
+        documents: Tensor | None,
+        cache: Cache | None = None,
+        types: Tensor | None = None,
+        memory: Memory | None = None,
     ) -> Tensor:
         c = self.config
+        x_BTD = self._placed(x_BTD.to(self.like.dtype), positions, documents, cache, types)
         angles = rotary(positions, c.position, c.head_dim) if isinstance(c.position, Rope) else None
         if angles is not None:
             angles = (angles[0].to(x_BTD.dtype), angles[1].to(x_BTD.dtype))
-        masks = self._masks(x_BTD, documents, cache)
+        masks = Masks(c.causal, documents, cache, x_BTD, self._bias if self.relative is not None else None)
+        read, across = None, None
+        if memory is not None:
+            read = memory.states_BSD
+            across = masks.across(memory.documents_BS)
         for index, block in enumerate(self.blocks):
-            mask = masks[c.window[index] if c.window else None]
+            seen = masks.among(c.window[index] if c.window else None)
             layer = None if cache is None else cache.layer(index)
             if self.checkpointing and self.training and torch.is_grad_enabled():
-                x_BTD = checkpoint(block, x_BTD, angles, mask, layer, use_reentrant=False)
+                x_BTD = checkpoint(block, x_BTD, angles, seen, layer, read, across, use_reentrant=False)
             else:
-                x_BTD = block(x_BTD, angles, mask, layer)
-        return self.norm(x_BTD)
+                x_BTD = block(x_BTD, angles, seen, layer, read, across)
+        return x_BTD if self.norm is None else self.norm(x_BTD)
 
-    def _masks(
-        self, x_BTD: Tensor, documents: Tensor | None, cache: Cache | None
-    ) -> dict[int | None, Tensor | None]:
-        """One mask for each different window of the stack; None where plain causal attention will do."""
-        new, device = x_BTD.shape[1], x_BTD.device
-        past = 0 if cache is None else cache.longest
-        plain = documents is None and (past == 0 or (new == 1 and cache is not None and cache.even))
-        if cache is not None and past > 0:
-            queries, keys = cache.places(new), torch.arange(past + new, device=device)[None]
-        else:
-            queries = keys = torch.arange(new, device=device)[None]
-        masks: dict[int | None, Tensor | None] = {}
-        for window in set(self.config.window or (None,)):
-            if plain and (window is None or window >= past + new):
-                masks[window] = None
-            else:
-                masks[window] = causal_mask(queries, keys, window, documents)
-        return masks
+    def _placed(
+        self,
+        x_BTD: Tensor,
+        positions: Tensor,
+        documents: Tensor | None,
+        cache: Cache | None,
+        types: Tensor | None,
+    ) -> Tensor:
+        """Token vectors with all that is added to them. ModelError where learned positions run out."""
+        c = self.config
+        if self.embedding_scale != 1.0:
+            x_BTD = x_BTD * self.embedding_scale
+        if self.positions is not None and isinstance(c.position, Learned):
+            reach = x_BTD.shape[1] + (0 if cache is None else cache.longest)
+            if reach > self.length and documents is None:
+                raise ModelError(f"{reach} tokens exceed the {self.length} positions of this model")
+            x_BTD = x_BTD + self.positions(positions + c.position.offset)
+        if isinstance(c.position, Sinusoidal):
+            x_BTD = x_BTD + sinusoids(positions, c.dim).to(x_BTD.dtype)
+        if self.types is not None:
+            x_BTD = x_BTD + (self.types.weight[0] if types is None else self.types(types))
+        return x_BTD if self.embedding_norm is None else self.embedding_norm(x_BTD)
+
+    def _bias(self, distance_BTS: Tensor) -> Tensor:
+        """What is added to attention's scores at each distance of key from query, (B, H, T, S)."""
+        assert self.relative is not None and isinstance(self.config.position, Relative)
+        buckets = relative_buckets(distance_BTS, self.config.position, both_ways=not self.config.causal)
+        return self.relative(buckets).permute(0, 3, 1, 2)
 
 
 class Transformer(nn.Module):
-    """A language model: tokens in, one score a vocabulary entry and position out."""
+    """Tokens in, scores out: of a vocabulary entry for each position, or of whatever else its head names."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        c, tokens = config.decoder, config.decoder_input
-        self.tokens = nn.Embedding(tokens.vocab, c.dim)
-        self.positions = nn.Embedding(tokens.length, c.dim) if isinstance(c.position, Learned) else None
-        self.decoder = Stack(c)
-        self.head = None if config.head.tied else nn.Linear(c.dim, config.head.outputs, bias=False)
-
-    def forward(
-        self,
-        tokens_BT: Tensor,
-        *,
-        positions_BT: Tensor | None = None,
-        documents_BT: Tensor | None = None,
-        cache: Cache | None = None,
-        lengths_B: Tensor | None = None,
-    ) -> Tensor:
-        """Scores (B, T, V) for the token after each of tokens_BT; the arguments are those of `hidden`."""
-        return self.logits(
-            self.hidden(
-                tokens_BT,
-                positions_BT=positions_BT,
-                documents_BT=documents_BT,
-                cache=cache,
-                lengths_B=lengths_B,
-            )
+        dim, head = config.main.dim, config.head
+        self.tokens = nn.Embedding(config.vocab, dim)
+        self.encoder = self._stack(config.encoder, config.encoder_input)
+        self.decoder = self._stack(config.decoder, config.decoder_input)
+        self.head_dense = nn.Linear(dim, dim) if head and head.transform else None
+        self.head_norm = _norm(config.main) if head and head.transform_norm else None
+        own = head is not None and not head.tied and head.outputs > 0
+        self.head = nn.Linear(dim, head.outputs, bias=head.bias) if head and own else None
+        self.output_bias = (
+            nn.Parameter(torch.zeros(head.outputs)) if head and head.tied and head.bias else None
         )
+
+    @staticmethod
+    def _stack(c: StackConfig | None, tokens: Tokens | None) -> Stack | None:
+        return None if c is None or tokens is None else Stack(c, tokens)
+
+    @property
+    def main(self) -> Stack:
+        """The stack that the head stands on."""
+        found = self.decoder if self.decoder is not None else self.encoder
+        assert isinstance(found, Stack)
+        return found
+
+    def forward(self, tokens_BT: Tensor, **given: Any) -> Tensor:
+        """Scores (B, T, V) of what follows each of tokens_BT, or of what the head is for; the arguments are those of
+        `hidden`. A head that pools gives (K, V), one row a document. ModelError where there is no head."""
+        h_BTD = self.hidden(tokens_BT, **given)
+        if self.config.head is None:
+            return h_BTD
+        if self.config.head.pool is not None:
+            return self.logits(self.pooled(h_BTD, given.get("documents_BT")))
+        return self.logits(h_BTD)
 
     def hidden(
         self,
@@ -180,16 +268,33 @@ class Transformer(nn.Module):
         *,
         positions_BT: Tensor | None = None,
         documents_BT: Tensor | None = None,
+        types_BT: Tensor | None = None,
         cache: Cache | None = None,
         lengths_B: Tensor | None = None,
+        memory: Memory | None = None,
+        encoder_tokens: Tensor | None = None,
+        encoder_documents: Tensor | None = None,
+        encoder_positions: Tensor | None = None,
     ) -> Tensor:
-        """The last hidden states (B, T, D), normalised, ready for `logits`.
+        """The last states (B, T, D) of the decoder, or of the encoder where there is none, ready for `logits`.
 
         positions_BT: int64, by default 0, 1, 2, … (restarting in each document, going on after a cache).
-        documents_BT: the number of the document that each token belongs to; attention stays inside it.
-        cache: from `new_cache`; then tokens_BT continue what it holds. lengths_B: real tokens of each row
-        where the rows are padded on the right. Raises ModelError where learned positions run out.
+        documents_BT: the number of the document that each token belongs to, 0 for padding; attention stays inside it.
+        types_BT: the segment of each token, 0 by default. cache: from `new_cache`; then tokens_BT continue what it
+        holds. lengths_B: real tokens of each row where the rows are padded on the right.
+        encoder_tokens (B, S) with the rest of its name, or `memory` that `encode` made of them: what a decoder with
+        cross-attention writes about; document n reads document n. ModelError where learned positions run out.
         """
+        if self.decoder is None:
+            return self.encode(tokens_BT, documents_BT, positions_BT, types_BT).states_BSD
+        if memory is None and encoder_tokens is not None:
+            memory = self.encode(encoder_tokens, encoder_documents, encoder_positions)
+        if (memory is None) == (self.encoder is not None):
+            raise ModelError(
+                "this model reads before it writes: give encoder_tokens"
+                if memory is None
+                else "this model has no encoder to read encoder_tokens"
+            )
         new = tokens_BT.shape[1]
         if cache is not None:
             if documents_BT is not None:
@@ -197,18 +302,25 @@ class Transformer(nn.Module):
             cache.reserve(new)
         if positions_BT is None:
             positions_BT = self._places(tokens_BT, documents_BT, cache)
-        x_BTD = self.tokens(tokens_BT).to(
-            self.decoder.norm.weight.dtype
-        )  # a frozen embedding may be narrower
-        if self.positions is not None:
-            reach = new if cache is None else cache.longest + new
-            if reach > self.config.length and documents_BT is None:
-                raise ModelError(f"{reach} tokens exceed the {self.config.length} positions of this model")
-            x_BTD = x_BTD + self.positions(positions_BT)
-        x_BTD = self.decoder(x_BTD, positions_BT, documents_BT, cache)
+        x_BTD = self.decoder(self.tokens(tokens_BT), positions_BT, documents_BT, cache, types_BT, memory)
         if cache is not None:
             cache.advance(new, lengths_B)
         return x_BTD
+
+    def encode(
+        self,
+        tokens_BS: Tensor,
+        documents_BS: Tensor | None = None,
+        positions_BS: Tensor | None = None,
+        types_BS: Tensor | None = None,
+    ) -> Memory:
+        """What the encoder makes of tokens; the arguments are those of `hidden`."""
+        if self.encoder is None:
+            raise ModelError("this model has no encoder")
+        if positions_BS is None:
+            positions_BS = self._places(tokens_BS, documents_BS, None)
+        states = self.encoder(self.tokens(tokens_BS), positions_BS, documents_BS, None, types_BS)
+        return Memory(states, documents_BS)
 
     def _places(self, tokens_BT: Tensor, documents_BT: Tensor | None, cache: Cache | None) -> Tensor:
         if documents_BT is not None:
@@ -218,9 +330,35 @@ class Transformer(nn.Module):
         past = 0 if cache is None else cache.longest
         return torch.arange(past, past + tokens_BT.shape[1], device=tokens_BT.device)[None]
 
+    def pooled(self, h_BTD: Tensor, documents_BT: Tensor | None) -> Tensor:
+        """One state a document (K, D), in reading order, as the head pools them; a row is one where none are given."""
+        if self.config.head is None or self.config.head.pool is None:
+            raise ModelError("this model's head scores positions, not documents")
+        return pooled(h_BTD, documents_BT, self.config.head.pool)
+
+    def transform(self, hidden: Tensor) -> Tensor:
+        """What the head does to states (..., D) before its matrix: dense layer, activation, norm and scale."""
+        head = self._scored()
+        if self.head_dense is not None and head.transform is not None:
+            hidden = ACTIVATIONS[head.transform](self.head_dense(hidden))
+        if self.head_norm is not None:
+            hidden = self.head_norm(hidden)
+        return hidden if head.scale == 1.0 else hidden * head.scale
+
     def logits(self, hidden: Tensor) -> Tensor:
-        """Scores over the vocabulary, (..., V), of hidden states (..., D)."""
-        return F.linear(hidden, self.head_weight.to(hidden.dtype))
+        """Scores (..., V) of states (..., D): over the vocabulary, or whatever the head names."""
+        hidden = self.transform(hidden)
+        if self._scored().outputs == 0:
+            return hidden
+        bias = self.head_bias
+        return F.linear(
+            hidden, self.head_weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
+        )
+
+    def _scored(self) -> Head:
+        if self.config.head is None:
+            raise ModelError("this model has no head: it gives states, no scores")
+        return self.config.head
 
     @property
     def head_weight(self) -> Tensor:
@@ -228,17 +366,25 @@ class Transformer(nn.Module):
         return self.tokens.weight if self.head is None else self.head.weight
 
     @property
+    def head_bias(self) -> Tensor | None:
+        """What is added to the scores (V,), if anything."""
+        bias: Tensor | None = self.output_bias if self.head is None else self.head.bias
+        return bias
+
+    @property
     def checkpointing(self) -> bool:
         """Recompute activations in the backward pass: about a third more compute, far less memory."""
-        return self.decoder.checkpointing
+        return self.main.checkpointing
 
     @checkpointing.setter
     def checkpointing(self, on: bool) -> None:
-        self.decoder.checkpointing = on
+        for stack in (self.encoder, self.decoder):
+            if stack is not None:
+                stack.checkpointing = on
 
     def new_cache(
         self, batch: int, length: int, dtype: torch.dtype | None = None, device: torch.device | None = None
     ) -> Cache:
         """An empty cache for `batch` rows of at most `length` tokens, in the model's own type and place."""
-        weight: Any = self.decoder.norm.weight  # a frozen embedding may be narrower than the rest
-        return Cache(self.config.decoder, batch, length, dtype or weight.dtype, device or weight.device)
+        weight = self.main.like
+        return Cache(self.config.main, batch, length, dtype or weight.dtype, device or weight.device)

@@ -125,7 +125,7 @@ def _compile(trials: _Trials, settings: TrainSettings, dtype: Dtype, micro_batch
     if settings.compile == "auto":
         few, times = trials.few()
         run_seconds = trials.race((dtype, False), batch=few)[0] * times * micro_batches
-        cost = compile_seconds(config.decoder.layers if isinstance(config, ModelConfig) else 6)
+        cost = compile_seconds(config.main.layers if isinstance(config, ModelConfig) else 6)
         if run_seconds * COMPILE_GAIN < cost:
             return (
                 False,

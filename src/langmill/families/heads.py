@@ -1,0 +1,79 @@
+"""What a foreign model is for, and the names of its labels: from `architectures`, `id2label` and `problem_type`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from langmill.common.errors import ModelError
+from langmill.families.weights import number
+from langmill.model.config import Head, Task
+
+MOST_LABELS = 1 << 20
+SUFFIXES: dict[str, Task] = {  # the first that fits
+    "ForCausalLM": "text",
+    "LMHeadModel": "text",
+    "ForMaskedLM": "text",
+    "ForPreTraining": "text",
+    "ForConditionalGeneration": "text",
+    "MTModel": "text",
+    "ForSequenceClassification": "classify",
+    "ForTokenClassification": "tag",
+    "ForQuestionAnswering": "answer",
+    "Model": "embed",
+}
+PROBLEMS: dict[str | None, Task] = {
+    "single_label_classification": "classify",
+    "multi_label_classification": "multilabel",
+    "regression": "regress",
+}
+
+
+def task_of(theirs: Mapping[str, Any], default: Task) -> Task:
+    """What the first of `architectures` is for; `default` where there is none."""
+    named = theirs.get("architectures")
+    if not named:
+        return default
+    if not isinstance(named, list) or not isinstance(named[0], str):
+        raise ModelError(f"config.json: architectures is {named!r}, not a list of names")
+    task = next((task for suffix, task in SUFFIXES.items() if named[0].endswith(suffix)), None)
+    if task is None:
+        raise ModelError(
+            f"config.json: the architecture {named[0]} is not supported; known endings are {', '.join(SUFFIXES)}"
+        )
+    return problem_of(theirs) if task == "classify" else task
+
+
+def problem_of(theirs: Mapping[str, Any]) -> Task:
+    """Whether classification is by one label, by several, or a number, as transformers finds it."""
+    problem = theirs.get("problem_type")
+    if problem is not None and problem not in PROBLEMS:
+        known = ", ".join(str(name) for name in PROBLEMS)
+        raise ModelError(f"config.json: problem_type is {problem!r}; supported are {known}")
+    if problem is None:
+        return "regress" if len(labels_of(theirs)) == 1 else "classify"
+    return PROBLEMS[problem]
+
+
+def labels_of(theirs: Mapping[str, Any]) -> tuple[str, ...]:
+    """The labels by their numbers; transformers' LABEL_0, LABEL_1, … where they have no names."""
+    named = theirs.get("id2label")
+    if named is None:
+        return tuple(f"LABEL_{i}" for i in range(number(theirs, "num_labels", 2, MOST_LABELS)))
+    if not isinstance(named, Mapping) or not named or len(named) > MOST_LABELS:
+        raise ModelError(f"config.json: id2label is {str(named)[:80]!r}, not a table of labels")
+    by_number = {str(key): value for key, value in named.items()}
+    if set(by_number) != {str(i) for i in range(len(named))}:
+        raise ModelError(f"config.json: id2label must number its labels from 0 to {len(named) - 1}")
+    return tuple(str(by_number[str(i)]) for i in range(len(named)))
+
+
+def described(head: Head) -> dict[str, Any]:
+    """The entries of a `config.json` that `task_of` and `labels_of` read back."""
+    problem = {task: name for name, task in PROBLEMS.items()}.get(head.task)
+    if head.task not in ("classify", "multilabel", "regress", "tag"):
+        return {}
+    names = head.labels or tuple(f"LABEL_{i}" for i in range(head.outputs))
+    back: dict[str, Any] = {"id2label": {str(i): name for i, name in enumerate(names)}}
+    back["label2id"] = {name: i for i, name in enumerate(names)}
+    return back if problem is None else back | {"problem_type": problem}
