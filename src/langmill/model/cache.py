@@ -96,12 +96,20 @@ class Cache:
         self.lengths_B = torch.full_like(self.lengths_B, length)
         self.longest, self.even = length, True
 
-    def select(self, rows: Tensor) -> None:
-        """Keep only these rows, in this order (beams, finished requests)."""
+    def select(self, rows: Tensor, memories: Tensor | None = None) -> None:
+        """Keep only these rows, in this order (finished requests). memories: which of what an encoder read to keep,
+        where several rows share one; by default the same as rows."""
         self.lengths_B = self.lengths_B[rows]
         self.longest = int(self.lengths_B.max()) if len(rows) else 0
         self.even = bool((self.lengths_B == self.longest).all())
+        memories = rows if memories is None else memories
         for layer in self.layers:
             layer.keys_BGSD, layer.values_BGSD = layer.keys_BGSD[rows], layer.values_BGSD[rows]
             if layer.across is not None:
-                layer.across = (layer.across[0][rows], layer.across[1][rows])
+                layer.across = (layer.across[0][memories], layer.across[1][memories])
+
+    def reorder(self, rows: Tensor) -> None:
+        """Let row i go on from what row rows[i] holds; all rows are equally full, and read the same (beams)."""
+        for layer in self.layers:
+            for held in (layer.keys_BGSD, layer.values_BGSD):
+                held[:, :, : self.longest] = held[rows, :, : self.longest]

@@ -1,0 +1,186 @@
+"""Beam search: the likeliest whole answers instead of the likeliest next token (Sutskever et al. 2014, section 3.2).
+
+Scores, finished answers and the end follow transformers' `generate(num_beams=…)`, so that the same weights give the
+same answers: a finished answer counts its summed log-probability divided by its length, the end included, to the power
+of `length_penalty` (Wu et al. 2016, arXiv:1609.08144, eq. 14, in its simple form).
+
+B sentences, K beams of each, N = B·K rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from langmill.common.errors import ModelError, UsageError
+from langmill.model.cache import Cache
+from langmill.model.transformer import Memory, Transformer
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """An answer: its ids without start and end, its score, and whether it ended by itself."""
+
+    ids: list[int]
+    score: float
+    ended: bool
+
+
+@dataclass
+class _Sentence:
+    """What is finished of one sentence: the best `keep` answers, and whether nothing better can come."""
+
+    keep: int
+    found: list[Hypothesis] = field(default_factory=list)
+    done: bool = False
+
+    def add(self, one: Hypothesis) -> None:
+        self.found = sorted([*self.found, one], key=lambda h: -h.score)[: self.keep]
+
+    @property
+    def worst(self) -> float:
+        return self.found[-1].score if len(self.found) == self.keep else -float("inf")
+
+
+@torch.no_grad()
+def beam_search(
+    model: Transformer,
+    sources: Sequence[Sequence[int]],
+    *,
+    stops: Collection[int],
+    beams: int = 5,
+    n_best: int = 1,
+    length_penalty: float = 1.0,
+    max_new_tokens: int = 256,
+    early_stopping: bool = False,
+) -> list[list[Hypothesis]]:
+    """The n_best answers of an encoder-decoder to each source, best first.
+
+    sources: ids with all that stands around them. stops: ids that end an answer. early_stopping: a sentence is done
+    when `beams` answers are; otherwise when no running one can beat the worst of them. ModelError for a model that does
+    not read before it writes, or a source longer than it can read; UsageError where n_best exceeds beams.
+    """
+    config = model.config
+    if config.encoder_input is None or config.decoder_input is None or config.decoder_input.start is None:
+        raise ModelError(
+            "this model cannot translate: it has no encoder, or does not say how an answer starts"
+        )
+    if not 1 <= n_best <= beams:
+        raise UsageError(f"n_best is {n_best}: it must be from 1 to beams, {beams}")
+    longest = max(map(len, sources), default=0)
+    if longest > config.encoder_input.length or not all(sources):
+        raise ModelError(
+            f"a source has {longest or 'no'} tokens; this model reads 1 to {config.encoder_input.length}"
+        )
+    if not sources:
+        return []
+    device = model.tokens.weight.device
+    tokens_BS = torch.zeros(len(sources), longest, dtype=torch.long, device=device)
+    documents_BS = torch.zeros_like(tokens_BS, dtype=torch.int32)
+    for row, ids in enumerate(sources):
+        tokens_BS[row, : len(ids)], documents_BS[row, : len(ids)] = torch.tensor(ids, device=device), 1
+    memory = model.encode(tokens_BS, documents_BS)
+    if bool((documents_BS > 0).all()):
+        memory = Memory(memory.states_BSD, None)
+    limit = min(max_new_tokens, config.decoder_input.length - 1)
+    search = _Search(model, memory, beams, length_penalty, early_stopping, frozenset(stops), limit)
+    return [found[:n_best] for found in search.run(config.decoder_input.start)]
+
+
+class _Search:
+    """One batch of sentences. Those that are done leave it, so that the rest does not wait for them."""
+
+    def __init__(
+        self,
+        model: Transformer,
+        memory: Memory,
+        beams: int,
+        penalty: float,
+        early: bool,
+        stops: frozenset[int],
+        limit: int,
+    ):
+        self.model, self.memory, self.beams, self.penalty, self.early = model, memory, beams, penalty, early
+        self.stops, self.limit, count = stops, limit, len(memory.states_BSD)
+        device = memory.states_BSD.device
+        self.all = [_Sentence(beams) for _ in range(count)]
+        self.running = list(range(count))  # which sentences the rows still hold
+        self.written_NT = torch.zeros(count * beams, 0, dtype=torch.long, device=device)
+        # only the first beam counts at the start: the others are the same
+        self.scores_BK = torch.full((count, beams), -torch.inf, device=device)
+        self.scores_BK[:, 0] = 0.0
+        self.cache: Cache = model.new_cache(count * beams, limit + 1)
+
+    def run(self, start: int) -> list[list[Hypothesis]]:
+        last_N = torch.full((len(self.written_NT),), start, device=self.written_NT.device)
+        for step in range(1, self.limit + 1):
+            hidden = self.model.hidden(last_N[:, None], memory=self.memory, cache=self.cache)
+            logits_NV = self.model.logits(hidden[:, -1]).float()
+            last_N = self._step(torch.log_softmax(logits_NV, dim=-1), step)
+            if not self.running:
+                break
+        for place, sentence in enumerate(self.running):
+            self._cut_off(self.all[sentence], place)
+        return [sentence.found for sentence in self.all]
+
+    def _step(self, logs_NV: Tensor, step: int) -> Tensor:
+        """Take the best ways to go on; the ids that they end with."""
+        count, beams, vocab = len(self.running), self.beams, logs_NV.shape[1]
+        wanted = beams * max(2, 1 + len(self.stops))  # even if all the best end, enough go on
+        total_BC = (logs_NV.view(count, beams, vocab) + self.scores_BK[:, :, None]).flatten(1)
+        scores_BC, places_BC = total_BC.topk(min(wanted, total_BC.shape[1]), dim=1)
+        from_BC, id_BC = places_BC // vocab, places_BC % vocab
+        stop_BC = torch.isin(id_BC, torch.tensor(sorted(self.stops), device=id_BC.device))
+        for place, rank in stop_BC[:, :beams].nonzero().tolist():
+            self._finish(place, int(from_BC[place, rank]), float(scores_BC[place, rank]), step)
+        # the best that go on: sort by (ends, rank), keeping rank's order
+        order_BK = stop_BC.int().argsort(dim=1, stable=True)[:, :beams]
+        self.scores_BK = scores_BC.gather(1, order_BK).masked_fill(stop_BC.gather(1, order_BK), -torch.inf)
+        from_BK, id_BK = from_BC.gather(1, order_BK), id_BC.gather(1, order_BK)
+        self._check_done(step)
+        rows_N = (torch.arange(count, device=from_BK.device)[:, None] * beams + from_BK).flatten()
+        return self._go_on(rows_N, id_BK.flatten())
+
+    def _finish(self, place: int, beam: int, score: float, step: int) -> None:
+        sentence = self.all[self.running[place]]
+        if not sentence.done:
+            ids = self.written_NT[place * self.beams + beam].tolist()
+            sentence.add(Hypothesis(ids, score / step**self.penalty, True))
+
+    def _check_done(self, step: int) -> None:
+        best = (self.scores_BK[:, 0] / step**self.penalty).tolist()
+        for place, number in enumerate(self.running):
+            sentence = self.all[number]
+            full = len(sentence.found) == self.beams
+            sentence.done = full and (self.early or sentence.worst >= best[place])
+
+    def _go_on(self, rows_N: Tensor, ids_N: Tensor) -> Tensor:
+        """Reorder what was written and remembered, and let the sentences that are done go."""
+        if not torch.equal(rows_N, torch.arange(len(rows_N), device=rows_N.device)):
+            self.cache.reorder(rows_N)
+        self.written_NT = torch.cat((self.written_NT[rows_N], ids_N[:, None]), dim=1)
+        left = [place for place, number in enumerate(self.running) if not self.all[number].done]
+        if len(left) == len(self.running):
+            return ids_N
+        kept_B = torch.tensor(left, dtype=torch.long, device=rows_N.device)
+        kept_N = (kept_B[:, None] * self.beams + torch.arange(self.beams, device=rows_N.device)).flatten()
+        self.running = [self.running[place] for place in left]
+        self.scores_BK, self.written_NT = self.scores_BK[kept_B], self.written_NT[kept_N]
+        documents_BS = self.memory.documents_BS
+        self.memory = Memory(
+            self.memory.states_BSD[kept_B], None if documents_BS is None else documents_BS[kept_B]
+        )
+        if left:
+            self.cache.select(kept_N, kept_B)
+        return ids_N[kept_N]
+
+    def _cut_off(self, sentence: _Sentence, place: int) -> None:
+        """At the limit the running answers count as they are."""
+        length = self.written_NT.shape[1]
+        for beam, score in enumerate(self.scores_BK[place].tolist()):
+            if score > -float("inf"):
+                ids = self.written_NT[place * self.beams + beam].tolist()
+                sentence.add(Hypothesis(ids, score / length**self.penalty, False))
