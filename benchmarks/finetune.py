@@ -1,12 +1,14 @@
 """LoRA fine-tuning against TRL's SFTTrainer with PEFT, interleaved: real tokens a second and peak memory, as JSON.
 
     scripts/bench finetune [--rounds 3] [--steps 4] [--peers PYTHON]
+    scripts/bench finetune --same          the same eight conversations in each pass of both
     scripts/bench finetune --quality       held-out loss of both after the same 96 conversations
     scripts/bench finetune --parity        the first step's loss and gradient norm of both, on the same eight rows
 
-SmolLM2-135M, rank 16 on all linear layers, conversations of unequal lengths (chitchat), 512 tokens, batch 8. Every
-measurement is a process of its own. PYTHON belongs to an environment with trl, peft and datasets; the first use makes
-one in .venv-peers. The first step of each process warms up and does not count.
+SmolLM2-135M, rank 16 on all linear layers, conversations of unequal lengths (chitchat), 512 tokens, batch 8: rows of
+packed conversations here, and one conversation a row there, so that a pass here holds more of them; with --same it
+holds the same eight, which pack into fewer rows. Every measurement is a process of its own. PYTHON belongs to an
+environment with trl, peft and datasets; the first use makes one in .venv-peers. The first step of each process warms up and does not count.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +44,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=[*OURS, *THEIRS])
     parser.add_argument("--parity", action="store_true")
     parser.add_argument("--quality", action="store_true")
+    parser.add_argument("--same", action="store_true")
     parser.add_argument("--worker", nargs=3, metavar=("MODEL", "DATA", "OUT"), help=argparse.SUPPRESS)
     parser.add_argument("--compile", default="false", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -54,6 +58,8 @@ def main() -> None:
         if given.parity:
             return print(json.dumps(parity(model, data, Path(scratch), given)))
         names = given.only or [*OURS, *THEIRS]
+        if given.same:
+            names = [name for name in names if name != "langmill_compiled"]  # it would compile for every pass
         found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
         for number in range(given.rounds):
             for name in names:
@@ -76,6 +82,7 @@ def report(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     }
     peaks = {name: statistics.median(run["peak_bytes"] for run in runs) for name, runs in found.items()}
     answer: dict[str, Any] = {
+        "tokens_a_pass": {name: runs[0]["tokens"] for name, runs in found.items()},
         "tokens_per_second": {name: spread(values, 1) for name, values in rates.items()},
         "peak_gigabytes": {name: round(peak / 1e9, 2) for name, peak in peaks.items()},
         "first_losses": {name: runs[0]["losses"][:1] for name, runs in found.items()},
@@ -130,7 +137,7 @@ def marked(template: str) -> str:
 
 def measured(name: str, model: Path, data: Path, out: Path, given: argparse.Namespace) -> dict[str, Any]:
     """One process's figures."""
-    common = ["--steps", str(given.steps), "--threads", str(given.threads)]
+    common = ["--steps", str(given.steps), "--threads", str(given.threads), *["--same"] * given.same]
     if name in OURS:
         words = [sys.executable, __file__, "--worker", str(model), str(data), str(out), *OURS[name], *common]
     else:
@@ -230,7 +237,7 @@ def work(model: str, data: str, out: str, given: argparse.Namespace) -> None:
     from langmill.adapt.lora import adapt
     from langmill.common.configure import configure
     from langmill.common.settings import FinetuneSettings
-    from langmill.data.batches import Packed
+    from langmill.data.batches import Packed, pack
     from langmill.jobs import finetune
     from langmill.train.loop import State, fit
     from langmill.train.objectives import causal
@@ -259,7 +266,25 @@ def work(model: str, data: str, out: str, given: argparse.Namespace) -> None:
         marks.append(state.seconds)
         losses.append(state.loss or 0.0)
 
-    batches = Counted(ready.examples, ready.train, 511, 8, 0)
+    class Eight:
+        """Pass n holds conversations 8 n to 8 n + 7, packed into as few rows as they need."""
+
+        def __init__(self) -> None:
+            self.number = 0
+
+        def __next__(self) -> Any:
+            chosen = ready.train[8 * self.number : 8 * self.number + 8]
+            self.number += 1
+            rows = len(pack(ready.examples.predictions(chosen), 511))
+            return next(Counted(ready.examples, chosen, 511, rows, 0))
+
+        def state(self) -> dict[str, Any]:
+            return {"number": self.number}
+
+        def restore(self, state: Mapping[str, Any]) -> None:
+            self.number = state["number"]
+
+    batches = Eight() if given.same else Counted(ready.examples, ready.train, 511, 8, 0)
     fit(loaded, batches, causal, training, Path(out), seed=0, hooks=[hook], quiet=True)
     counted = real[-given.steps :]
     seconds = [b - a for a, b in zip([0.0, *marks], marks, strict=False)]

@@ -11,6 +11,7 @@ import time
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
+from torch.utils.data import SequentialSampler
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -42,6 +43,7 @@ def arguments():
     parser.add_argument("--full", action="store_true", help="train all weights")
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--packing", action="store_true")
+    parser.add_argument("--same", action="store_true", help="the rows in their order")
     return parser.parse_args()
 
 
@@ -67,6 +69,8 @@ def main():
         processing_class=AutoTokenizer.from_pretrained(given.model),
         peft_config=None if given.adapter or given.full else lora,
     )  # fmt: skip
+    if given.same:
+        trainer._get_train_sampler = lambda *_: SequentialSampler(trainer.train_dataset)
     tokens = []
     step = trainer.training_step
 

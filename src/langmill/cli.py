@@ -62,15 +62,25 @@ COMMANDS = (
         preview="jobs.preview:run",
     ),
     Command(
-        "finetune", "jobs.finetune", "Teach a model, from conversations.",
+        "finetune", "jobs.finetune", "Teach a model: from conversations, labels, answers, pairs.",
         "FinetuneSettings", ("model",), preview="jobs.finetune:preview",
     ),
     Command("merge", "jobs.merge", "An adapter and its model to one model.", "MergeSettings", ("adapter",)),
     Command("generate", "apps.generate", "A model writes on from a prompt.", "GenerateSettings", ("model", "prompt")),
     Command("chat", "apps.chat", "Talk with a model in the terminal.", "ChatSettings", ("model",)),
+    Command("classify", "apps.classify", "Label texts, as taught or zero-shot.", "ClassifySettings", ("model", "text")),
+    Command("tag", "apps.tag", "Find names and other spans in texts.", "TagSettings", ("model", "text")),
+    Command("answer", "apps.answer", "Answer questions from texts.", "AnswerSettings", ("model", "text")),
+    Command("translate", "apps.translate", "Translate texts.", "TranslateSettings", ("model", "text")),
+    Command("embed", "apps.embed", "A vector for each text.", "EmbedSettings", ("model", "text")),
+    Command(
+        "similar", "apps.embed", "The texts that are nearest to a query.", "SimilarSettings",
+        ("model", "query", "text"), "similar",
+    ),
     Command("evaluate", "jobs.evaluate", "Loss and bits per byte of a model.", "EvaluateSettings", ("model",)),
 )  # fmt: skip
 GROUPS = {"data": "Text to documents to token shards.", "tokenizer": "Train and inspect tokenizers."}
+READERS = tuple(f"apps.{name}" for name in ("classify", "tag", "answer", "translate", "embed"))
 COMMON = ("config", "seed", "json", "debug", "quiet", "dry_run", "help")
 
 
@@ -113,8 +123,9 @@ def run(arguments: Sequence[str]) -> int:
         if isinstance(call, int):
             return call
         name = call.row.name
-        print_result(name, *_execute(call, as_json), as_json=as_json)
-        return 0
+        report, seconds = _execute(call, as_json)
+        print_result(name, report, seconds, as_json=as_json)
+        return 0 if report.ok else 1
     except BaseException as error:
         if isinstance(error, (SystemExit, BrokenPipeError)):
             return 141 if isinstance(error, BrokenPipeError) else int(error.code or 0)
@@ -151,8 +162,9 @@ def _execute(call: Call, as_json: bool) -> tuple[Report, float]:
         module, name = call.row.preview.split(":")
     function = getattr(importlib.import_module(f"langmill.{module}"), name)
     quiet = call.quiet or (as_json and call.row.name == "generate")  # nothing streams before the JSON object
+    more = {"as_json": as_json} if call.row.module in READERS else {}
     start = time.monotonic()
-    report = function(settings, quiet=quiet) if settings else function(quiet=quiet)
+    report = function(settings, quiet=quiet, **more) if settings else function(quiet=quiet)
     return report, time.monotonic() - start
 
 
@@ -173,7 +185,7 @@ def print_result(name: str, report: Report, seconds: float, *, as_json: bool) ->
         return
     head = {
         "command": name,
-        "ok": True,
+        "ok": report.ok,
         "out": str(report.out) if report.out else None,
         "seconds": round(seconds, 3),
     }

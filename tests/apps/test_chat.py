@@ -185,9 +185,7 @@ def test_a_chat_that_outgrows_the_window_leaves_the_oldest_turns_out_and_says_so
     lines = ["/system S", *(f"number {number} of them" for number in range(12))]
     said = converse(folder, *lines, max_new_tokens=24)
     assert said.counts["errors"] == 0 and len(said.chat.turns) == 24  # nothing is forgotten, only not read
-    assert (
-        f"oldest of 12 turns are left out here: all of them do not fit in the {WINDOW} tokens" in said.notes
-    )
+    assert f"of 12 turns, which do not all fit in the {WINDOW} tokens of this model" in said.notes
     speaker = app.Speaker(*ready(folder, device="cpu"), "oldest", Past())
     messages = said.chat.messages[:-1]
     ids, count = app.fit(speaker, messages, 24)
@@ -276,7 +274,8 @@ def test_a_pipe_is_a_conversation_that_can_be_scripted(folder: str) -> None:
     out, err = done.stdout.decode(), done.stderr.decode()
     found = json.loads(out.splitlines()[-1])
     expected = converse(folder, "/system S", "Hi", "And?")
-    assert done.returncode == 0 and found["messages"] == list(expected.chat.messages)
+    assert (done.returncode, found["ok"]) == (1, False)  # two lines met an error
+    assert found["messages"] == list(expected.chat.messages)
     assert out.startswith(expected.shown) and out.count("\n{") == 1
     assert (found["counts"]["turns"], found["counts"]["errors"], found["command"]) == (2, 2, "chat")
     assert found["figures"]["tokens_per_second"] > 0
@@ -311,10 +310,13 @@ def test_at_a_terminal_ctrl_c_stops_the_answer_and_ctrl_d_leaves(
     os.close(slave)
     seen = b""
 
-    def wait_for(text: bytes) -> None:
+    def wait_for(text: bytes, again: bytes = b"") -> None:
+        """`again`: a key to press again, as the line editor misses one that comes before it listens."""
         nonlocal seen
         end = time.monotonic() + 100
         while text not in seen:
+            if again and not select.select([master], [], [], 1)[0]:
+                os.write(master, again)
             assert select.select([master], [], [], max(0, end - time.monotonic()))[0], seen[-500:]
             seen += os.read(master, 4096)
         seen = seen.partition(text)[2]
@@ -328,7 +330,7 @@ def test_at_a_terminal_ctrl_c_stops_the_answer_and_ctrl_d_leaves(
         wait_for(b"(stopped")
         wait_for(b"you> ")
         os.write(master, b"\x03")
-        wait_for(app.HINT.encode())
+        wait_for(app.HINT.encode(), again=b"\x03")
         wait_for(b"you> ")
         os.write(master, b"\x04")
         assert process.wait(60) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,23 @@ def test_four_bits_meet_the_weights_and_keep_nothing_for_the_backward_pass() -> 
     torch.testing.assert_close(Int4Linear.of(once_more).weight, four.weight, rtol=1e-3, atol=1e-4)
 
 
+def doubled(file: bytes) -> bytes:
+    """A safetensors file whose header holds its first tensor twice."""
+    size = int.from_bytes(file[:8], "little")
+    header = json.loads(file[8 : 8 + size])
+    name = next(key for key in header if key != "__metadata__")
+    text = f"{{{json.dumps(name)}: {json.dumps(header[name])}, {json.dumps(header)[1:]}".encode()
+    return len(text).to_bytes(8, "little") + text + file[8 + size :]
+
+
+def test_a_model_with_a_tensor_named_twice_is_refused(bases: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(bases["llama"], tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    file.write_bytes(doubled(file.read_bytes()))
+    with pytest.raises(ModelError, match="occurs twice: make or fetch the file again"):
+        load(tmp_path / "model")
+
+
 def test_adapters_of_another_model_or_kind_are_refused(bases: dict[str, Path], tmp_path: Path) -> None:
     model, _ = load(bases["llama"])
     adapt(model, LoRASettings(lora_r=4), 0)
@@ -144,6 +162,16 @@ def test_adapters_of_another_model_or_kind_are_refused(bases: dict[str, Path], t
     refused("modules_to_save", modules_to_save=["lm_head"])
     refused("not whole", use_dora=True)
     refused("lora_alpha is None", lora_alpha=None)
+    refused("r is 1e\\+300; a number above 0, at most", r=1e300)
+    refused("rank_pattern is no mapping", rank_pattern=[4])
+    refused("lora_dropout is 'x'", lora_dropout="x")
+    refused("target_modules in its adapter_config.json does not name", target_modules=["q_proj"])
+    whole_numbers = {name: tensor.to(torch.int32) for name, tensor in load_file(weights).items()}
+    save_file(whole_numbers, weights)
+    refused("torch.int32, and an adapter's numbers are floats")
+    weights.write_bytes(doubled(whole))
+    refused("occurs twice")
+    weights.write_bytes(whole)
     tensors = load_file(weights)
     tensors.pop(next(iter(tensors)))
     save_file(tensors, weights)

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from langmill.common.configure import configure
-from langmill.common.errors import DataError, ModelError, SettingsError, UsageError
+from langmill.common.errors import DataError, ModelError, SettingsError, TrainingError, UsageError
 from langmill.common.settings import FinetuneSettings, MergeSettings, ModelSettings
 from langmill.families.folder import load, outline, save
-from langmill.jobs import finetune, merge
+from langmill.jobs import finetune, memory, merge
 from langmill.jobs.pretrain import fresh
 from langmill.jobs.size import config_for
 from langmill.text.tokenizer import Tokenizer
@@ -163,6 +163,47 @@ def test_rows_over_length_follow_the_policy_and_are_counted(base: Path, data: Pa
             == ledger["kept"]["documents"] + sum(dropped.values()) + 41 - kept
         )
     assert ready.counted == {"truncated": 0, "split": 1}
+
+
+def test_a_template_that_ends_no_answer_is_refused(base: Path, data: Path, tmp_path: Path) -> None:
+    row = json.loads(data.read_text("utf-8").splitlines()[0])
+    data.write_text(json.dumps(row) + "\n", "utf-8")
+    (endless := tmp_path / "endless.jinja").write_text(TEMPLATE.replace("<|im_end|>", "."), "utf-8")
+    with pytest.raises(DataError, match="would not learn to stop: .* ends no answer by <|"):
+        finetune.run(settings(base, data, tmp_path / "m", template=endless), quiet=True)
+    shown = finetune.run(settings(base, data, tmp_path / "no", template=endless, preview=1), quiet=True).text
+    assert "trained, without a token that stops the model\n" in shown
+    endless.write_bytes(b"\xff")
+    with pytest.raises(DataError, match=r"endless.jinja is not UTF-8 \(byte 0\)"):
+        finetune.run(settings(base, data, tmp_path / "m", template=endless), quiet=True)
+
+
+def test_settings_that_nothing_reads_are_refused(base: Path, data: Path, tmp_path: Path) -> None:
+    for method, given in (("full", "lora_r=4"), ("full", "use_dora=true"), ("lora", "prefer.beta=0.3")):
+        name = given.partition("=")[0].rpartition(".")[2]
+        with pytest.raises(SettingsError, match=rf"{name} is for .*task=chat, method={method}"):
+            finetune.run(settings(base, data, tmp_path / "no", given, method=method), quiet=True)
+
+
+def test_what_was_left_out_is_told_at_the_end_and_in_the_preview(
+    base: Path, data: Path, tmp_path: Path
+) -> None:
+    data.write_text("no json\n" + data.read_text("utf-8"), "utf-8")
+    told = r"left out.*: 1 broken JSON \(such as .*chats.jsonl:1: Expecting value"
+    assert re.search(told, finetune.run(settings(base, data, tmp_path / "m", "max_steps=1"), quiet=True).text)
+    assert re.search(told, finetune.run(settings(base, data, tmp_path / "no", preview=1), quiet=True).text)
+
+
+def test_too_little_memory_names_the_next_lever(
+    base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "free", lambda device: 1000)
+    for method, words in (
+        ("full", "choose --method lora, a smaller"),
+        ("lora", "choose a smaller train.max_length"),
+    ):
+        with pytest.raises(TrainingError, match=f"1 kB are free: {words}"):
+            finetune.run(settings(base, data, tmp_path / method, method=method), quiet=True)
 
 
 def test_bad_input_is_named(base: Path, data: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -211,3 +212,10 @@ def test_the_preview_shows_both_answers(base: Path, data: Path, tmp_path: Path) 
     text = finetune.run(settings(base, data, tmp_path / "no", preview=1), quiet=True).text
     assert "chosen" in text and "rejected" in text
     assert "⟦Item 0 costs 0 euros, thank you.<|im_end|>⟧" in text and "⟦No idea 0.<|im_end|>⟧" in text
+
+
+def test_steps_time_and_memory_are_told_before_the_run(
+    base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finetune.run(settings(base, data, tmp_path / "m", "train.max_length=64", "max_steps=1"))
+    assert re.search(r"about 1 steps of 1 × \d+ × 128 tokens, .*; memory about", capsys.readouterr().err)

@@ -11,7 +11,7 @@ import pytest
 
 from langmill.common.errors import DataError, UsageError
 from langmill.text.tokenizer import Tokenizer
-from langmill.text.training import affordable, sample, train_backend, vocab_for
+from langmill.text.training import FIM, MASK, SENTINEL, SPECIALS, affordable, sample, train_backend, vocab_for
 
 TEXTS = [f"The {word} of {other} is known, says the {word}. 你好，世界。\n" for word in
          ("history", "theory", "number", "meaning", "weather") for other in ("water", "nations", "music")]  # fmt: skip
@@ -70,3 +70,19 @@ def test_the_size_follows_the_text_and_bad_requests_are_refused() -> None:
         train_backend(TEXTS, 400, "wordpiece", 1000)
     with pytest.raises(UsageError, match='no tokenizer kind "morse"'):
         train_backend(TEXTS, 600, "morse", 1000)
+
+
+@pytest.mark.parametrize("kind", ["bpe", "wordpiece", "unigram"])
+def test_control_tokens_beside_the_usual_ones(kind: str) -> None:
+    more = (MASK, *(SENTINEL.format(number) for number in range(3)), *FIM, "<|pad|>")
+    tokenizer = Tokenizer.train(TEXTS, 620, kind, specials=more)
+    assert [tokenizer.token(number) for number in range(11)] == [*SPECIALS, *more[:-1]]
+    assert tokenizer.mask_id == 4 and tokenizer.sentinel_ids == (5, 6, 7)
+    text = "".join(more)
+    assert not tokenizer.special_ids & set(tokenizer.encode(text)) and len(tokenizer.special_ids) == 11
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.encode_with_specials(text) == [4, 5, 6, 7, 8, 9, 10, 1]
+    plain = Tokenizer.train(TEXTS, 620, kind)
+    assert plain.mask_id is None and plain.sentinel_ids == () and len(plain.special_ids) == 4
+    with pytest.raises(UsageError, match='"history" cannot be a control token'):
+        Tokenizer.train(TEXTS, 620, kind, specials=("history",))

@@ -89,6 +89,58 @@ def test_everything_and_nothing_are_errors(backend: Backend) -> None:
         chat_example(made(backend, hidden), CHATS[0])
 
 
+TOOLS = [
+    {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
+]
+CALLS = [
+    {"role": "user", "content": "How is Paris?"},
+    {"role": "assistant", "tool_calls": [{"function": {"name": "weather", "arguments": {"city": "Paris"}}}]},
+    {"role": "tool", "content": "drizzle, at 12"},
+    {"role": "assistant", "content": "It rains."},
+]
+_CALLED = "{% for call in m.tool_calls or [] %}{{ call.function | tojson }}<|call|>{% endfor %}"
+WITH_TOOLS = CHATML.replace("{{ m.content }}", "{{ m.content or '' }}" + _CALLED)
+
+
+def test_calls_are_trained_and_what_tools_give_back_is_not(backend: Backend) -> None:
+    call, specials = (
+        '{"name": "weather", "arguments": {"city": "Paris"}}',
+        ("<|im_start|>", "<|im_end|>", "<|call|>"),
+    )
+    tokenizer = made(backend, WITH_TOOLS, specials)
+    assert (
+        trained(tokenizer, chat_example(tokenizer, CALLS)) == f"{call}<|call|><|im_end|>It rains.<|im_end|>"
+    )
+    # Where a call ends by a token that stops nothing, the next that does stands behind the result.
+    open_end = WITH_TOOLS.replace(
+        "<|im_end|>\n{% endfor", "{% if not m.tool_calls %}<|im_end|>{% endif %}\n{% endfor"
+    )
+    tokenizer = made(backend, open_end, specials)
+    assert trained(tokenizer, chat_example(tokenizer, CALLS)) == f"{call}<|call|>It rains.<|im_end|>"
+
+
+def test_a_template_that_leaves_out_tools_or_parts_is_refused(backend: Backend) -> None:
+    plain = CHATML.replace("{{ m.content }}", "{{ m.content or '' }}")
+    for template, chat, tools, words in (
+        (plain, CALLS, None, r"leaves out tools or calls of them \(weather\): give --template one"),
+        (WITH_TOOLS, CALLS, TOOLS, r"leaves out tools or calls of them \(weather\)"),
+        (
+            WITH_TOOLS.replace("m in messages", "m in messages if m.role != 'tool'"),
+            CALLS,
+            None,
+            "result in message 2",
+        ),
+        (
+            CHATML,
+            [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}, CHATS[0][1]],
+            None,
+            "as Python code",
+        ),
+    ):
+        with pytest.raises(DataError, match=words):
+            chat_example(made(backend, template), chat, tools)
+
+
 def test_plain_completions_are_trained_to_the_end_of_text(backend: Backend) -> None:
     tokenizer = made(backend, CHATML)
     example = completion_example(tokenizer, "What is it?", " It is sunny. 你好")

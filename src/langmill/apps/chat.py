@@ -1,7 +1,8 @@
 """`langmill chat`: a conversation with a model, in the terminal or from a pipe.
 
 At a terminal, Ctrl-C stops an answer and ctrl-D leaves. From a pipe every line is a turn: answers go to standard
-output, everything else to standard error, errors are counted, and Ctrl-C ends the program.
+output, everything else to standard error, and Ctrl-C ends the program. After an error the next line is read; the exit
+code is 1 then.
 """
 
 from __future__ import annotations
@@ -85,6 +86,7 @@ def run(settings: ChatSettings, *, quiet: bool = False) -> Report:
         counts={name: counts[name] for name in names},
         figures=figures,
         extra={"messages": list(chat.messages)},
+        ok=console.stoppable or not counts["errors"],
     )
 
 
@@ -140,8 +142,8 @@ def answer(speaker: Speaker, chat: Chat, console: Console, counts: Counter[str])
     ids, left_out = fit(speaker, chat.messages, chat.sampling.max_new_tokens)
     if left_out:
         console.note(
-            f"(the {left_out} oldest of {len(chat.turns) // 2 + 1} turns are left out here: all of them do not fit "
-            f"in the {speaker.window} tokens of this model)"
+            f"(left out here: the oldest {left_out} of {len(chat.turns) // 2 + 1} turns, which do not all fit in the "
+            f"{speaker.window} tokens of this model)"
         )
     sampling = replace(chat.sampling, seed=chat.sampling.seed + chat.retries)
     written: list[str] = []

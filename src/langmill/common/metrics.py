@@ -19,7 +19,8 @@ class Report:
 
     `out` is what it wrote, if anything; `counts` are whole numbers of things (documents, tokens,
     steps), `figures` measured values (loss, bits_per_byte, tokens_per_second), `extra` further keys
-    of the JSON object (`results` of generate). All values must be plain JSON values.
+    of the JSON object (`results` of generate). All values must be plain JSON values. `ok`: False where it
+    went on after errors that it has told; the exit code is then 1.
     """
 
     out: Path | None = None
@@ -27,6 +28,7 @@ class Report:
     figures: Mapping[str, Any] = field(default_factory=dict)
     text: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
+    ok: bool = True
 
 
 class Metrics:

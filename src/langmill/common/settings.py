@@ -20,6 +20,16 @@ from langmill.common.setting import Threads as Threads
 from langmill.common.setting import UseDtype as UseDtype
 from langmill.common.setting import VocabularySize as VocabularySize
 from langmill.common.setting import parse_count as parse_count
+from langmill.common.use_settings import AnswerSettings as AnswerSettings
+from langmill.common.use_settings import ChatSettings as ChatSettings
+from langmill.common.use_settings import ClassifySettings as ClassifySettings
+from langmill.common.use_settings import EmbedSettings as EmbedSettings
+from langmill.common.use_settings import GenerateSettings as GenerateSettings
+from langmill.common.use_settings import ReadSettings as ReadSettings
+from langmill.common.use_settings import SimilarSettings as SimilarSettings
+from langmill.common.use_settings import TagSettings as TagSettings
+from langmill.common.use_settings import TranslateSettings as TranslateSettings
+from langmill.common.use_settings import WriteSettings as WriteSettings
 
 
 class DataSettings(Settings):
@@ -206,25 +216,64 @@ class PreferSettings(Settings):
     undesirable_weight: float = Field(1.0, gt=0, description="kto: what a bad answer weighs")
 
 
+class TaskSettings(Settings):
+    """What is learned from labels, tags, answers, translations and pairs, and how."""
+
+    kind: Literal["multilabel", "regress"] | None = Field(
+        None, description="classify: any number of labels a text, or a number; none: as the labels' form says"
+    )
+    long_texts: Literal["error", "truncate", "window"] | None = Field(
+        None,
+        description="texts longer than the model reads: refuse, keep the beginning, or overlapping windows, counted; "
+        "none: truncate, but window for tag and answer",
+    )
+    length: int | None = Field(
+        None, ge=8, description="tokens of one text or window; none: what the model reads, at most 512"
+    )
+    overlap: int = Field(64, ge=0, description="tokens that a window shares with the one before")
+    batch_size: int = Field(32, ge=1, description="texts in one optimizer step, about")
+    class_weights: bool = Field(
+        False, description="classify, tag: rare labels weigh as much as frequent ones"
+    )
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="classify, translate: share of the target that is spread over all"
+    )
+    patience: int | None = Field(
+        None, ge=1, description="stop after so many validations in a row without a better one; none: never"
+    )
+    source: str = Field("source", description="translate: the field, or the language, to translate from")
+    target: str = Field("target", description="translate: the field, or the language, to translate to")
+    pool: Literal["mean", "first", "last"] = Field(
+        "mean", description="embed: how a text's tokens become one vector"
+    )
+    scale: float = Field(20.0, gt=0, description="embed: what cosines are multiplied by (1 / temperature)")
+    dims: list[int] = Field(
+        default_factory=list, description="embed: lengths at which vectors may be cut later (Matryoshka)"
+    )
+
+
 class FinetuneSettings(Settings):
     """`langmill finetune`: a model and a file of conversations in, an adapter or a model out."""
 
     model: str = Field(description="model to start from: folder, .gguf file or hub id")
-    task: Literal["chat", "prefer"] = Field(
+    task: Literal["chat", "prefer", "classify", "tag", "answer", "translate", "embed"] = Field(
         "chat",
-        description="chat: answer as the conversations' assistant does; prefer: rather as chosen than as rejected",
+        description="chat: answer as the conversations' assistant does; prefer: rather as chosen than as rejected; "
+        "classify texts; tag words; answer from a text; translate; embed: like texts near each other",
     )
     data: list[str] = Field(
         min_length=1,
         description="conversations: .jsonl (.gz, .zst), .json or .parquet with messages, prompt and completion, Alpaca "
-        "or ShareGPT rows; prefer: prompt, chosen and rejected, or prompt, completion and label (repeatable)",
+        "or ShareGPT rows; prefer: prompt, chosen and rejected, or prompt, completion and label; other tasks: text and "
+        "label, tokens and tags, SQuAD, translation, anchor and positive, .csv and .tsv too (repeatable)",
     )
     out: Path = Field(
         Path("langmill-finetuned"), description="folder to write; its private run folder is OUT.run"
     )
-    method: Literal["lora", "qlora", "full"] = Field(
-        "lora",
-        description="lora: train a small adapter; qlora: on 4-bit weights, least memory; full: all weights",
+    method: Literal["lora", "qlora", "full"] | None = Field(
+        None,
+        description="lora: train a small adapter; qlora: on 4-bit weights, least memory; full: all weights; none: lora "
+        "for chat and prefer, full for the other tasks",
     )
     too_long: Literal["drop", "truncate", "split"] = Field(
         "drop",
@@ -246,6 +295,7 @@ class FinetuneSettings(Settings):
     track: bool = Field(False, description="write TensorBoard files too (extra: track)")
     lora: LoRASettings = LoRASettings()
     prefer: PreferSettings = PreferSettings()
+    tasks: TaskSettings = TaskSettings()
     train: FinetuneTrainSettings = FinetuneTrainSettings()
 
 
@@ -292,46 +342,6 @@ class PlanSettings(Settings):
     tokenizer: TokenizerSettings = TokenizerSettings()
     model: ModelSettings = ModelSettings()
     train: TrainSettings = TrainSettings()
-
-
-class WriteSettings(Settings):
-    """How a model writes: what `generate` and `chat` share."""
-
-    model: str = Field(description="model folder, .gguf file or hub id")
-    adapter: Path | None = Field(None, description="folder of a PEFT adapter to put onto the model")
-    system: str | None = Field(None, description="the system message that begins a chat")
-    max_new_tokens: int = Field(128, ge=1, description="tokens to write at most, for each prompt")
-    temperature: float = Field(0.0, ge=0, description="0: always the likeliest token; 1: as the model says")
-    top_k: int = Field(0, ge=0, description="sample among the k likeliest tokens; 0: all")
-    top_p: float = Field(1.0, gt=0, le=1, description="sample among the likeliest that make up this share")
-    min_p: float = Field(0.0, ge=0, le=1, description="drop tokens below this share of the likeliest one's")
-    repetition_penalty: float = Field(1.0, gt=0, description="above 1: tokens seen become less likely")
-    stop: list[str] = Field(default_factory=list, description="end before this text appears (repeatable)")
-    seed: Seed = 0
-    dtype: UseDtype = "auto"
-    device: Device = "auto"
-    threads: Threads = None
-
-
-class GenerateSettings(WriteSettings):
-    """`langmill generate`: a model goes on from a prompt."""
-
-    prompt: list[str] = Field(default_factory=list, description="texts to go on from; none: standard input")
-    file: Path | None = Field(
-        None, description='prompts: JSONL rows {"prompt"}, {"text"} or {"messages"}, else one a line'
-    )
-    chat: bool = Field(False, description="render each prompt as one user turn through the chat template")
-
-
-class ChatSettings(WriteSettings):
-    """`langmill chat`: a conversation in the terminal."""
-
-    max_new_tokens: int = Field(512, ge=1, description="tokens of one answer, at most")
-    temperature: float = Field(0.7, ge=0, description="0: always the likeliest token; 1: as the model says")
-    top_p: float = Field(0.95, gt=0, le=1, description="sample among the likeliest that make up this share")
-    overflow: Literal["oldest", "stop"] = Field(
-        "oldest", description="a chat beyond the model's window: leave the oldest turns out, or refuse"
-    )
 
 
 class EvaluateSettings(Settings):

@@ -1,7 +1,7 @@
 """Rows of conversations from files: messages, prompt/completion, Alpaca and ShareGPT, told apart by their fields.
 
-    {"messages": [{"role", "content"}, …], "tools": […]}      {"conversations": [{"from", "value"}, …]}
-    {"prompt": …, "completion": …}                            {"instruction", "input", "output"}
+    {"messages": [{"role", "content"}, …], "tools": […]}    {"conversations": [{"from", "value"}, …], "system", "tools"}
+    {"prompt": …, "completion": …}                          {"instruction", "input", "output", "system", "history"}
 
 A row that is none of these, or a conversation that does not hang together, is set aside with its reason and counted.
 """
@@ -25,6 +25,9 @@ SHAREGPT = {
     "model": "assistant", "bard": "assistant", "bing": "assistant", "system": "system", "tool": "tool",
     "observation": "tool", "function_response": "tool",
 }  # fmt: skip
+ANSWERS = frozenset({"assistant", "model"})
+RESULTS = frozenset({"tool", "function", "ipython"})
+ROLES = ANSWERS | RESULTS | {"system", "developer", "user"}
 LARGEST_JSON = 1 << 30  # bytes of a .json file, which is read whole
 
 
@@ -96,19 +99,18 @@ def parse(where: str, row: Any) -> Row:
         raise DataError(f"a row is a JSON object with messages, not {type(row).__name__}")
     if "messages" in row:
         messages = [_message(m, i) for i, m in enumerate(_list(row, "messages"))]
-        return _checked(Chat(where, messages, row.get("tools") or None))
+        return _checked(Chat(where, messages, _tools(row)))
     if "conversations" in row:
-        return _checked(Chat(where, [_sharegpt(t, i) for i, t in enumerate(_list(row, "conversations"))]))
+        turns = [_sharegpt(t, i) for i, t in enumerate(_list(row, "conversations"))]
+        return _checked(Chat(where, [*_system(row), *turns], _tools(row)))
     if "prompt" in row and "completion" in row:
         return _completion(where, row)
     if "instruction" in row and "output" in row:
-        extra = row.get("input") or ""
-        asked = f"{_text(row, 'instruction')}\n\n{extra}" if extra else _text(row, "instruction")
-        system = [{"role": "system", "content": row["system"]}] if row.get("system") else []
-        turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": _text(row, "output")}]
-        return _checked(Chat(where, [*system, *turns]))
+        return _checked(Chat(where, _alpaca(row)))
     known = "messages, conversations, prompt and completion, or instruction and output"
-    raise DataError(f"a row has {known}; this one has {', '.join(map(str, list(row)[:20])) or 'nothing'}")
+    there = ", ".join(map(str, list(row)[:20])) or "nothing"
+    more = " (preferences are for --task prefer)" if "chosen" in row else ""
+    raise DataError(f"a row has {known}; this one has {there}{more}")
 
 
 def _completion(where: str, row: Mapping[str, Any]) -> Row:
@@ -119,7 +121,7 @@ def _completion(where: str, row: Mapping[str, Any]) -> Row:
         return Completion(where, prompt, completion)
     if isinstance(prompt, list) and isinstance(completion, list):
         messages = [_message(m, i) for i, m in enumerate([*prompt, *completion])]
-        return _checked(Chat(where, messages, row.get("tools") or None, first=len(prompt)))
+        return _checked(Chat(where, messages, _tools(row), first=len(prompt)))
     raise DataError("prompt and completion are both text, or both lists of messages")
 
 
@@ -136,16 +138,58 @@ def _text(row: Mapping[str, Any], key: str) -> str:
     return str(row[key])
 
 
+def _system(row: Mapping[str, Any]) -> list[Message]:
+    """The system message that stands beside the turns."""
+    return [{"role": "system", "content": _text(row, "system")}] if row.get("system") else []
+
+
+def _alpaca(row: Mapping[str, Any]) -> list[Message]:
+    """Earlier questions and answers come first, where a row has a history of them."""
+    history, extra = row.get("history") or [], _text(row, "input") if row.get("input") else ""
+    asked = f"{_text(row, 'instruction')}\n\n{extra}" if extra else _text(row, "instruction")
+    if not isinstance(history, list) or not all(isinstance(p, list | tuple) and len(p) == 2 for p in history):
+        raise DataError("history is not a list of pairs, a question and its answer")
+    turns = []
+    for question, answer in [*history, (asked, _text(row, "output"))]:
+        turns += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return [*_system(row), *turns]
+
+
+def _tools(row: Mapping[str, Any]) -> list[Any] | None:
+    """The tools of a row: a list of descriptions, or that list as JSON."""
+    tools = row.get("tools") or None
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools) or None
+        except (ValueError, RecursionError):
+            raise DataError("tools is text that is not JSON: it is a list of descriptions") from None
+    if tools is None or (isinstance(tools, list) and all(isinstance(tool, Mapping) for tool in tools)):
+        return tools
+    raise DataError("tools is not a list of descriptions, each a JSON object")
+
+
 def _message(value: Any, number: int) -> Message:
     if not isinstance(value, Mapping) or not isinstance(value.get("role"), str):
         raise DataError(f"message {number} is not an object with a role and a content")
     message = {str(key): item for key, item in value.items() if item is not None}
-    if "content" not in message and not message.get("tool_calls"):
-        raise DataError(f"message {number} ({message['role']}) has no content")
+    role, calls = message["role"], message.get("tool_calls") or []
+    if role not in ROLES:
+        raise DataError(f"message {number} is of role {role!r}; known are {', '.join(sorted(ROLES))}")
+    if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
+        raise DataError(f"tool_calls of message {number} is not a list of calls, each a JSON object")
+    if calls and role not in ANSWERS:
+        raise DataError(f"message {number} ({role}) calls tools, which only the assistant does")
+    if "content" not in message and not calls:
+        raise DataError(f"message {number} ({role}) has no content")
+    if message.get("weight") == 0:
+        raise DataError(f"message {number} has weight 0: to have turns read only, put them into prompt and the others "
+                        "into completion")  # fmt: skip
     return message
 
 
 def _sharegpt(turn: Any, number: int) -> Message:
+    if isinstance(turn, Mapping) and "role" in turn and "from" not in turn:
+        return _message(turn, number)
     if not isinstance(turn, Mapping) or not isinstance(turn.get("value"), str):
         raise DataError(f"turn {number} is not an object with from and value")
     role = SHAREGPT.get(str(turn.get("from")).lower())
@@ -156,36 +200,56 @@ def _sharegpt(turn: Any, number: int) -> Message:
 
 def _checked(chat: Chat) -> Chat:
     """Refuse turns that are out of order or empty, tool calls without results, and a chat that teaches nothing."""
-    spoken = calls = False
-    trained = 0
+    spoken, before = False, ""
+    calls: list[Any] = []
     for number, message in enumerate(chat.messages):
-        role, content = message["role"], message.get("content", "")
-        if (
-            role in ("system", "developer")
-            and number
-            and chat.messages[number - 1]["role"] not in ("system", "developer")
-        ):
+        role = message["role"]
+        if role in ("system", "developer") and before not in ("", "system", "developer"):
             raise DataError(f"message {number} is a {role} turn after the conversation began")
-        if role in ("assistant", "model") and not spoken:
+        if role in ANSWERS and not spoken:
             raise DataError(f"message {number} is an answer before anybody asked")
-        if role == "tool" and not calls and number and chat.messages[number - 1]["role"] != "tool":
-            raise DataError(f"message {number} is a tool's result that no tool call asked for")
-        if role != "tool" and calls:
-            raise DataError(f"message {number} follows tool calls that got no result")
-        if not content and not message.get("tool_calls") and role != "tool":
+        if role in RESULTS:
+            calls = _answered(calls, message, number, before)
+        elif calls:
+            raise DataError(f"message {number} follows tool calls that got no result{_ids(calls)}")
+        elif not message.get("tool_calls") and _is_empty(message.get("content")):
             raise DataError(f"message {number} ({role}) is empty")
+        else:
+            calls = list(message.get("tool_calls") or [])
         spoken |= role == "user"
-        calls = bool(message.get("tool_calls"))
-        trained += role in ("assistant", "model") and number >= chat.first
-    if not trained:
+        before = role
+    if not any(message["role"] in ANSWERS for message in chat.messages[chat.first :]):
         raise DataError("there is no assistant turn to learn from")
     return chat
+
+
+def _answered(calls: list[Any], result: Message, number: int, before: str) -> list[Any]:
+    """The calls that still want a result after this one. Where ids are missing, any result answers all calls."""
+    if not calls and before not in RESULTS | ANSWERS:  # text can be a call too
+        raise DataError(f"message {number} is a tool's result that no tool call asked for")
+    wanted, found = [call.get("id") for call in calls], result.get("tool_call_id")
+    if found is None or None in wanted:
+        return []
+    if calls and found not in wanted:
+        raise DataError(f"message {number} is the result of tool call {found!r}, which nobody made")
+    return [call for call in calls if call.get("id") != found]
+
+
+def _ids(calls: Sequence[Any]) -> str:
+    known = [str(call["id"]) for call in calls if call.get("id") is not None]
+    return f" ({', '.join(known)})" if known else ""
+
+
+def _is_empty(content: Any) -> bool:
+    return not (content.strip() if isinstance(content, str) else content)
 
 
 def _files(paths: Sequence[str | Path]) -> Iterator[Path]:
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.is_file() and _kind(file))
+            inside = sorted(
+                file for file in path.rglob("*") if file.is_file() and _kind(file) and not _ours(file, path)
+            )
             if not inside:
                 raise UsageError(f"{path} holds no .jsonl, .json or .parquet file")
             yield from inside
@@ -195,6 +259,11 @@ def _files(paths: Sequence[str | Path]) -> Iterator[Path]:
             raise UsageError(f"{path} is not a .jsonl (.gz, .zst), .json or .parquet file")
         else:
             yield path
+
+
+def _ours(file: Path, folder: Path) -> bool:
+    """Whether a file lies in the private folder of a run, which may even be writing it."""
+    return any(name.endswith(".run") for name in file.relative_to(folder).parts[:-1])
 
 
 def _kind(file: Path) -> str:

@@ -66,7 +66,9 @@ def parse_preference(where: str, row: Any) -> Pair | Rated:
             )
         return Rated(_answer(where, row, row.get("prompt"), row["completion"]), bool(row["label"]))
     known = "prompt, chosen and rejected, or prompt, completion and label"
-    raise DataError(f"a row has {known}; this one has {', '.join(map(str, list(row)[:20])) or 'nothing'}")
+    there = ", ".join(map(str, list(row)[:20])) or "nothing"
+    more = " (conversations are for --task chat)" if "messages" in row or "conversations" in row else ""
+    raise DataError(f"a row has {known}; this one has {there}{more}")
 
 
 def _pair(where: str, row: Mapping[str, Any]) -> Pair:

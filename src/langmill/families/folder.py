@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,8 @@ def load_model(path: Path, dtype: torch.dtype = torch.float32) -> Model:
     files = _files(path)
     try:
         handles = [safe_open(file, framework="pt") for file in files]
+        for file in files:
+            check_names(file)
         where = {_name(kind, key): (handle, key) for handle in handles for key in handle.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError) as reason:
         raise ModelError(
@@ -210,6 +213,20 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ModelError(f"{path} holds no JSON object")
     return value
+
+
+def check_names(file: Path) -> None:
+    """Raise ModelError where a safetensors file, one that opens, names a tensor twice: the library keeps the last."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+            raise ModelError(f"{file}: {twice} occurs twice: make or fetch the file again")
+        return found
+
+    with open(file, "rb") as stream:
+        json.loads(stream.read(int.from_bytes(stream.read(8), "little")), object_pairs_hook=once)
 
 
 def _files(path: Path) -> list[Path]:

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from langmill.common.errors import ModelError
-from langmill.families.folder import Model, check_match, export_config, load, read_config
+from langmill.families.folder import Model, check_match, check_names, export_config, load, read_config
 from langmill.model.layers import Int4Linear, LoRA
 from langmill.model.replace import replace
 from langmill.text.tokenizer import Tokenizer
@@ -147,6 +147,7 @@ def load_adapter(model: Model, folder: str | Path) -> None:
     config = _config(path)
     try:
         with safe_open(path / WEIGHTS, framework="pt") as file:
+            check_names(path / WEIGHTS)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except FileNotFoundError:
         raise ModelError(f"{path} has no {WEIGHTS}") from None
@@ -172,6 +173,12 @@ def _config(path: Path) -> dict[str, Any]:
     for key, neutral in _NEUTRAL.items():
         if config.get(key, neutral) not in (neutral, None, [], {}):
             raise ModelError(f"{path / CONFIG}: {key} = {config[key]!r} is not supported")
+    for key in ("rank_pattern", "alpha_pattern"):
+        if not isinstance(config.get(key) or {}, dict):
+            raise ModelError(f"{path / CONFIG}: {key} is no mapping of layers to numbers")
+    dropout = config.get("lora_dropout") or 0.0
+    if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+        raise ModelError(f"{path / CONFIG}: lora_dropout is {dropout!r:.40}; a share below 1 is needed")
     return config
 
 
@@ -179,7 +186,7 @@ def _adapted(
     model: Model, place: Place, config: Mapping[str, Any], tensors: dict[str, Tensor], path: Path
 ) -> dict[str, LoRA]:
     """The LoRA layers of one place; what is used is taken out of `tensors`."""
-    key = f"{PREFIX}{place.theirs}."
+    key, named = f"{PREFIX}{place.theirs}.", config.get("target_modules")
     a, b = tensors.pop(f"{key}lora_A.weight", None), tensors.pop(f"{key}lora_B.weight", None)
     m = tensors.pop(f"{key}lora_magnitude_vector", None)
     if a is None and b is None and m is None:
@@ -188,6 +195,10 @@ def _adapted(
     outputs, inputs = [int(layer.out_features) for layer in layers], int(layers[0].in_features)  # type: ignore[arg-type]
     if a is None or b is None or (m is None) == bool(config.get("use_dora")):
         raise ModelError(f"{path}: the adapter of {place.theirs} is not whole")
+    if isinstance(named, list) and not any(_ends(place.theirs, name) for name in named):  # text is a pattern
+        raise ModelError(
+            f"{path}: it adapts {place.theirs}, which target_modules in its {CONFIG} does not name"
+        )
     rank, alpha = _pattern(config, place.theirs, "rank_pattern", "r"), _pattern(
         config, place.theirs, "alpha_pattern", "lora_alpha"
     )  # fmt: skip
@@ -197,6 +208,10 @@ def _adapted(
         "lora_magnitude_vector": (sum(outputs),),
     }
     for name, tensor in (("lora_A", a), ("lora_B", b), ("lora_magnitude_vector", m)):
+        if tensor is not None and not tensor.is_floating_point():
+            raise ModelError(
+                f"{path}: {place.theirs}.{name} is {tensor.dtype}, and an adapter's numbers are floats"
+            )
         if tensor is not None and tuple(tensor.shape) != expected[name]:
             raise ModelError(
                 f"{path}: {place.theirs}.{name} is {tuple(tensor.shape)} and this model needs {expected[name]}: "
@@ -234,10 +249,16 @@ def _layer(
 def _pattern(config: Mapping[str, Any], name: str, pattern: str, usual: str) -> Any:
     """A layer's own rank or alpha: the first pattern that ends its name, as PEFT matches them, or the usual one."""
     given = config.get(pattern) or {}
-    value = next((v for k, v in given.items() if name == k or name.endswith(f".{k}")), config.get(usual))
+    value = next((v for k, v in given.items() if _ends(name, k)), config.get(usual))
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= LARGEST_RANK:
-        raise ModelError(f"{CONFIG}: {usual} is {value!r}; a number above 0 is needed")
+        raise ModelError(
+            f"{CONFIG}: {usual} is {value!r:.40}; a number above 0, at most {LARGEST_RANK}, is needed"
+        )
     return value
+
+
+def _ends(name: str, part: object) -> bool:
+    return name == part or name.endswith(f".{part}")
 
 
 def _plain(value: float) -> float | int:

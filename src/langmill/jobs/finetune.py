@@ -22,7 +22,7 @@ import torch
 
 from langmill.adapt.lora import adapt
 from langmill.common.configure import save_settings
-from langmill.common.errors import DataError, ModelError, UsageError
+from langmill.common.errors import DataError, ModelError, SettingsError, UsageError
 from langmill.common.files import atomic_folder, claim_out, read_json, run_folder, run_lock, write_json
 from langmill.common.metrics import Report
 from langmill.common.progress import track
@@ -87,7 +87,7 @@ def run(settings: FinetuneSettings, *, quiet: bool = False) -> Report:
     ended by themselves), trained_share, tokens_per_second, peak_bytes. Raises UsageError where OUT exists, DataError
     where no row is usable, TrainingError where memory or disk do not suffice, Interrupted on Ctrl-C.
     """
-    from langmill.jobs import prefer
+    from langmill.jobs import finetune_task, prefer
     from langmill.jobs.finetune_report import adapter_card, origin, write_report
 
     started = time.monotonic()
@@ -100,17 +100,21 @@ def run(settings: FinetuneSettings, *, quiet: bool = False) -> Report:
     folder = run_folder(settings.out)
     with run_lock(settings.out):
         settings = settled(settings, folder)
+        if settings.method is None and settings.task in ("chat", "prefer"):
+            settings = settings.model_copy(update={"method": "lora"})
         if settings.resume and (done := finished(settings.out, settings.out, folder)):
             return done
         save_settings(settings, folder / "settings.yaml")
         model, tokenizer = opened(settings)
         if settings.task == "prefer":
             return prefer.run(settings, model, tokenizer, folder, quiet, started)
+        if settings.task in finetune_task.TASKS:
+            return finetune_task.run(settings, model, tokenizer, folder, quiet, started)
         ready = prepare(settings, tokenizer, model.config.length, folder / "errors.jsonl", quiet)
         settings = settings.model_copy(update={"train": chosen(settings, ready.examples, ready.train, model)})
         save_settings(settings, folder / "settings.yaml")
         device = find_device(settings.train.device)
-        memory.check(model.config, settings.train, device, settings.method == "full")
+        memory.check(model.config, settings.train, device, settings.method == "full", smaller(settings))
         if not quiet:
             tokens = int(ready.examples.predictions(ready.train).sum())
             print(
@@ -131,12 +135,35 @@ def run(settings: FinetuneSettings, *, quiet: bool = False) -> Report:
         return write_report(settings, model, ready, outcome, before, after, folder, seconds)
 
 
+def smaller(settings: FinetuneSettings) -> str:
+    """What to do where no smaller batch makes the run fit into memory."""
+    first = "--method lora, " if settings.method == "full" else ""
+    return f"choose {first}a smaller train.max_length, or a smaller model"
+
+
+def check_used(settings: FinetuneSettings) -> None:
+    """Raise SettingsError for a setting that this run would not read."""
+    unread = {
+        "prefer": settings.task != "prefer" and "task=prefer",
+        "lora": settings.method == "full" and "adapters",
+    }
+    for group, what in unread.items():
+        given = getattr(settings, group)
+        for name, field in type(given).model_fields.items():
+            if what and getattr(given, name) != field.get_default(call_default_factory=True):
+                raise SettingsError(f"{group}.{name} is for {what}, and this run is task={settings.task}, "
+                                    f"method={settings.method}")  # fmt: skip
+
+
 def _check(settings: FinetuneSettings) -> None:
     """Raise for what cannot work, before --force removes anything."""
-    from langmill.jobs import prefer
+    from langmill.jobs import finetune_task, prefer
 
+    check_used(settings)
     if settings.task == "prefer":
         prefer.check(settings)
+    if settings.task in finetune_task.TASKS:
+        finetune_task.check(settings)
     hub.resolve(settings.model)
     for path in settings.data:
         if not Path(path).exists():
@@ -160,7 +187,12 @@ def _tokenizer(settings: FinetuneSettings, tokenizer: Tokenizer | None) -> Token
             f"{settings.model} has no tokenizer.json: put the one it was trained with into the folder"
         )
     if settings.template is not None:
-        template = settings.template.read_text(encoding="utf-8")
+        try:
+            template = settings.template.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as reason:
+            raise DataError(
+                f"{settings.template} is not UTF-8 (byte {reason.start}): convert it first"
+            ) from None
         render(
             template, [{"role": "user", "content": "Hello"}], add_generation_prompt=True
         )  # broken ones raise here
@@ -175,11 +207,15 @@ def prepare(
     ledger, counted = Ledger(errors), {"truncated": 0, "split": 0}
     length = min(settings.train.max_length or LONGEST, most)
     rows: dict[str, Row] = {}
+    ends: set[bool] = set()
     with track("rendering", unit="conversations", quiet=quiet) as progress:
 
         def make(row: Row) -> tuple[str, Example]:
             progress.advance(1)
-            example = fitted(example_of(tokenizer, row), length, settings.too_long, counted)
+            whole = example_of(tokenizer, row)
+            if True not in ends:
+                ends.add(has_end(tokenizer, whole))
+            example = fitted(whole, length, settings.too_long, counted)
             rows[row.id] = row
             return row.id, example
 
@@ -188,15 +224,30 @@ def prepare(
             examples = Examples.of(read_chats(settings.data, ledger, make), pad)
         except DataError:
             raise DataError(nothing_left(ledger)) from None
+    if True not in ends:
+        stops = " or ".join(filter(None, map(tokenizer.token, sorted(tokenizer.stop_ids))))
+        raise DataError(f"the model would not learn to stop: the chat template ends no answer by {stops}, "
+                        "which would stop it; give --template one that does")  # fmt: skip
     training, held = examples.split(settings.holdout)
     return Prepared(examples, [rows[name] for name in examples.names], training, held, ledger, counted)
 
 
 def nothing_left(ledger: Ledger, what: str = "conversation") -> str:
     """Why there is nothing to train on."""
+    return f"no {what} is left to train on: {left_out(ledger) or 'the files are empty'}"
+
+
+def left_out(ledger: Ledger) -> str:
+    """How many rows were set aside, why, and one of them; nothing where there is none."""
     reasons = [f"{count.documents} {reason}" for reason, count in ledger.dropped().items()]
     example = next((f" (such as {found[0]})" for found in ledger.examples.values() if found), "")
-    return f"no {what} is left to train on: {', '.join(reasons) or 'the files are empty'}{example}"
+    return f"{', '.join(reasons)}{example}"
+
+
+def has_end(tokenizer: Tokenizer, example: Example) -> bool:
+    """Whether a token that stops generation is trained."""
+    stops = tokenizer.stop_ids
+    return any(on and id in stops for id, on in zip(example.ids, example.trained, strict=True))
 
 
 def example_of(tokenizer: Tokenizer, row: Row) -> Example:
@@ -319,6 +370,7 @@ def preview(settings: FinetuneSettings, quiet: bool = False) -> Report:
     if not found:
         raise DataError(nothing_left(ledger))
     text = "\n\n".join(_previewed(tokenizer, row, example, length) for row, example in found)
+    text += f"\n\nleft out until here: {aside}" if (aside := left_out(ledger)) else ""
     rows = [{"id": row.id, "tokens": len(e.ids), "trained": sum(e.trained)} for row, e in found]
     trained, total = sum(r["trained"] for r in rows), sum(r["tokens"] for r in rows)  # type: ignore[misc]
     return Report(counts={"examples": len(rows), "tokens": total, "trained_tokens": trained},
@@ -327,7 +379,8 @@ def preview(settings: FinetuneSettings, quiet: bool = False) -> Report:
 
 def _previewed(tokenizer: Tokenizer, row: Row, example: Example, length: int) -> str:
     long = f", longer than {length}" if len(example.ids) > length + 1 else ""
-    head = f"{row.id}: {len(example.ids)} tokens, {example.share:.0%} trained{long}"
+    endless = "" if has_end(tokenizer, example) else ", without a token that stops the model"
+    head = f"{row.id}: {len(example.ids)} tokens, {example.share:.0%} trained{long}{endless}"
     pieces = _pieces(tokenizer, example.ids)
     return f"{head}\n{shown(pieces, example.trained, sys.stdout.isatty())}"
 

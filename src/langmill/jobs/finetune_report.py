@@ -18,7 +18,7 @@ from langmill.jobs import results
 from langmill.jobs.answers import Answer
 from langmill.jobs.card import Text, shape
 from langmill.jobs.card import lineage as lineage_of
-from langmill.jobs.finetune import Measured, Prepared
+from langmill.jobs.finetune import Measured, Prepared, left_out
 from langmill.jobs.report import (
     Html,
     Page,
@@ -74,7 +74,7 @@ def write_report(
         **ready.counted,
     }
     page = _page(settings, model, ready, outcome, before, after, folder, found)
-    words = "\n".join(_words(settings, outcome, found, counts, folder))
+    words = "\n".join(_words(settings, outcome, found, counts, folder, left_out(ready.ledger)))
     extra = {"ledger": ready.ledger.as_dict()}
     return results.publish(settings.out, folder, page, counts, found, words, extra, seconds)
 
@@ -167,6 +167,7 @@ def _words(
     found: Mapping[str, Any],
     counts: Mapping[str, int],
     folder: Path,
+    aside: str,
 ) -> list[str]:
     lines = [
         f"{settings.out}: {settings.method}, {count_shown(found['trainable_parameters'])} trained parameters",
@@ -178,6 +179,7 @@ def _words(
     ]
     long = [f"{counts[what]} {what}" for what in ("truncated", "split") if counts[what]]
     lines += [f"longer than a row: {', '.join(long)}"] if long else []
+    lines += [f"left out: {aside}"] if aside else []
     return [*lines, f"report: {folder / 'report.html'}", f"next: {next_commands(settings)[0][1]}"]
 
 

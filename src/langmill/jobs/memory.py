@@ -14,6 +14,8 @@ from langmill.model.config import Config
 from langmill.model.count import Memory, training_memory
 from langmill.train.objectives import CHUNK
 
+SMALLER = "choose a smaller --size, or a machine with more memory"
+
 
 def estimate(config: Config, train: TrainSettings, device: torch.device, whole: bool = True) -> Memory:
     """Bytes of a training step by part; `train` has its rows and length resolved.
@@ -39,19 +41,23 @@ def free(device: torch.device) -> int:
     return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else available_bytes()
 
 
-def check(config: Config, train: TrainSettings, device: torch.device, whole: bool = True) -> None:
-    """Raise TrainingError, naming the next lever, where the estimate is above what is free."""
+def check(
+    config: Config, train: TrainSettings, device: torch.device, whole: bool = True, last: str = SMALLER
+) -> None:
+    """Raise TrainingError, naming the next lever, where the estimate is above what is free. last: see `lever`."""
     needed, there = estimate(config, train, device, whole).total, free(device)
     if needed <= there:
         return
     raise TrainingError(
         f"this run needs about {bytes_shown(needed)} of memory and {bytes_shown(there)} are free: "
-        f"{lever(config, train, there, device)}"
+        f"{lever(config, train, there, device, whole, last)}"
     )
 
 
-def lever(config: Config, train: TrainSettings, there: int, device: torch.device) -> str:
-    """The mildest setting that makes the run fit: fewer rows at once, then recomputing, then a smaller model."""
+def lever(
+    config: Config, train: TrainSettings, there: int, device: torch.device, whole: bool = True, last: str = SMALLER
+) -> str:  # fmt: skip
+    """The mildest setting that makes the run fit: fewer rows at once, then recomputing; `last` where none does."""
     rows, steps = train.micro_batch_size or 1, train.gradient_accumulation_steps
     for checkpointing in (train.gradient_checkpointing, True):
         for halvings in range(rows.bit_length()):
@@ -59,7 +65,7 @@ def lever(config: Config, train: TrainSettings, there: int, device: torch.device
             tried = train.model_copy(
                 update={"micro_batch_size": fewer, "gradient_checkpointing": checkpointing}
             )
-            if estimate(config, tried, device).total <= there:
+            if estimate(config, tried, device, whole).total <= there:
                 named = [] if fewer == rows else [
                     f"train.micro_batch_size={fewer} train.gradient_accumulation_steps={steps * rows // fewer}"
                 ]  # fmt: skip
@@ -69,4 +75,4 @@ def lever(config: Config, train: TrainSettings, there: int, device: torch.device
                     else []
                 )
                 return f"set {' '.join(named)} (the result stays the same)"
-    return "choose a smaller --size, or a machine with more memory"
+    return last

@@ -9,6 +9,7 @@ is never a second model in memory and a resumed run does not compute them again.
 from __future__ import annotations
 
 import dataclasses
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ from langmill.families.folder import Model
 from langmill.infer.ready import find_device
 from langmill.jobs import finetune, memory
 from langmill.jobs.answers import Answer, ask
+from langmill.jobs.foretell import foretold
 from langmill.text.tokenizer import Tokenizer
 from langmill.text.turns import Example
 from langmill.train.loop import Outcome, fit
@@ -117,7 +119,11 @@ def run(
     settings = chosen(settings, ready, model)
     device = find_device(settings.train.device)
     wide = settings.train.model_copy(update={"max_length": width(settings)})
-    memory.check(model.config, wide, device, settings.method == "full")
+    whole = settings.method == "full"
+    memory.check(model.config, wide, device, whole, finetune.smaller(settings))
+    if not quiet:
+        tokens = int(ready.pairs.predictions(ready.train).sum())
+        print(foretold(model.config, wide, tokens, device, whole), file=sys.stderr)
     model.to(device)
     asked = (settings, model, tokenizer, ready, quiet)
     before = _kept(folder / "before.json", lambda: {"answers": _ask(*asked, "before")})

@@ -14,6 +14,7 @@ from langmill.families.folder import Model
 from langmill.jobs import results
 from langmill.jobs.card import shape
 from langmill.jobs.charts import Series, line_chart
+from langmill.jobs.finetune import left_out
 from langmill.jobs.finetune_report import answers_shown, next_commands, number_shown, percent_shown, stopped
 from langmill.jobs.finetune_report import card as card_of
 from langmill.jobs.finetune_report import origin as origin
@@ -72,7 +73,7 @@ def write_report(
         **ready.counted,
     }
     page = _page(settings, model, ready, outcome, found, folder, figures)
-    words = "\n".join(_words(settings, outcome, figures, counts, folder))
+    words = "\n".join(_words(settings, outcome, figures, counts, folder, left_out(ready.ledger)))
     extra = {"ledger": ready.ledger.as_dict()}
     return results.publish(settings.out, folder, page, counts, figures, words, extra, seconds)
 
@@ -157,6 +158,7 @@ def _words(
     found: Mapping[str, Any],
     counts: Mapping[str, int],
     folder: Path,
+    aside: str,
 ) -> list[str]:
     lines = [
         f"{settings.out}: {settings.prefer.loss} by {settings.method}, "
@@ -168,6 +170,7 @@ def _words(
         f"{number_shown(found['before_loss'])}",
     ]
     lines += [f"longer than a row: {counts['truncated']} truncated"] if counts["truncated"] else []
+    lines += [f"left out: {aside}"] if aside else []
     return [*lines, f"report: {folder / 'report.html'}", f"next: {next_commands(settings)[0][1]}"]
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from langmill.model.blocks import MLP, Attention
 from langmill.model.recurrent import LSTM
-from langmill.model.transformer import MLP, Attention, Stack, Transformer
+from langmill.model.transformer import Stack, Transformer
 
 
 @torch.no_grad()

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from langmill.model.sparing import low_rank
+
 GROUP = 32  # weights that share a scale and a minimum
 
 
@@ -86,6 +88,18 @@ class LoRA(nn.Module):
         return (self.m / whole_OI.float().norm(dim=1))[:, None].to(whole_OI.dtype) * whole_OI
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.m is None and not (self.dropout and self.training) and not torch.compiler.is_compiling():
+            if isinstance(self.base, Int4Linear):
+                base = self.base
+                parts = (base.codes, base.steps, base.lows)
+                return low_rank(x, self.a, self.b, self.scale, base.bias, unpacked, *parts)
+            if type(self.base) is nn.Linear:
+                plain = self.base
+                return low_rank(x, self.a, self.b, self.scale, plain.bias, Tensor.to, plain.weight)
+        return self.plain(x)
+
+    def plain(self, x: Tensor) -> Tensor:
+        """`forward` without savings: what compiled code and dropout take."""
         low = F.dropout(x, self.dropout, self.training) if self.dropout else x
         change = F.linear(self.scale * F.linear(low, self.a.to(x.dtype)), self.b.to(x.dtype))
         if self.m is None:

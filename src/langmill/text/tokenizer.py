@@ -8,7 +8,6 @@ say. And streamed text is the same text: pieces never split a character and join
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +20,9 @@ from tokenizers import Tokenizer as Backend
 
 from langmill.common.errors import DataError, ModelError, UsageError
 from langmill.common.files import atomic_write
-from langmill.text.training import END, PAD, train_backend
+from langmill.text.frames import Frame, frame_of
+from langmill.text.stream import Spelling, TextStream
+from langmill.text.training import END, MASK, PAD, train_backend
 
 if TYPE_CHECKING:
     from langmill.text.bulk import BulkEncoder
@@ -33,12 +34,15 @@ _GUESSES = {
     "bos_token": ("<s>", "<|begin_of_text|>", "<bos>", "[CLS]"),
     "eos_token": (*BOUNDARIES, "</s>", "<eos>", "<|im_end|>", "[SEP]"),
     "pad_token": ("<|pad|>", "<pad>", "[PAD]"),
+    "mask_token": ("[MASK]", "<mask>", MASK),
 }
+_KEPT = ("cls_token", "sep_token", "unk_token")  # named beside those above in a BERT folder
+SENTINELS = ("<extra_id_{}>", "\u2581<extra_id_{}>")  # T5's marks of what was taken out of a text, and mT5's
 
 
 @dataclass(frozen=True, slots=True)
 class Specials:
-    """What a tokenizer.json does not say: which ids begin, end and pad, and how chats are written.
+    """What a tokenizer.json does not say: which ids begin, end, pad and mask, and how chats are written.
 
     `add_bos`: a sequence starts with `bos`. `stops`: ids that end generation, beside `eos` and the
     boundary. `config`: the rest of tokenizer_config.json, kept for `save`.
@@ -51,6 +55,7 @@ class Specials:
     stops: frozenset[int] = frozenset()
     chat_template: str | None = None
     config: Mapping[str, Any] | None = None
+    mask: int | None = None
 
 
 class Tokenizer:
@@ -71,8 +76,9 @@ class Tokenizer:
             id for id, token in backend.get_added_tokens_decoder().items() if token.special
         )
         self.bos_id, self.eos_id, self.pad_id = specials.bos, specials.eos, specials.pad
+        self.mask_id = specials.mask
         self.chat_template = specials.chat_template
-        named = (specials.bos, specials.eos, specials.pad, *specials.stops)
+        named = (specials.bos, specials.eos, specials.pad, specials.mask, *specials.stops)
         if beyond := [id for id in named if id is not None and not 0 <= id < self.vocab_size]:
             raise ModelError(f"special ids {beyond} lie outside the tokenizer's {self.vocab_size} entries")
 
@@ -83,16 +89,18 @@ class Tokenizer:
         vocab_size: int | None = None,
         kind: str = "bpe",
         sample_bytes: int = 64 << 20,
+        specials: Sequence[str] = (),
     ) -> Self:
         """Train on a sample of at most `sample_bytes`, spread evenly over all of `texts`.
 
         `kind` is bpe, wordpiece or unigram: all three are lossless on any text. `vocab_size` None is
         chosen from the text's size; a small text may not fill the one asked for (see `.vocab_size`).
+        `specials`: control tokens beside the usual ones, such as training.MASK, SENTINEL's and FIM's.
         The same texts give a byte-identical tokenizer. DataError where there is no text.
         """
-        backend = train_backend(texts, vocab_size, kind, sample_bytes)
-        end, pad = backend.token_to_id(END), backend.token_to_id(PAD)
-        return cls(backend, Specials(bos=end, eos=end, pad=pad, add_bos=True))
+        backend = train_backend(texts, vocab_size, kind, sample_bytes, specials)
+        end, pad, mask = (backend.token_to_id(token) for token in (END, PAD, MASK))
+        return cls(backend, Specials(bos=end, eos=end, pad=pad, add_bos=True, mask=mask))
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -115,6 +123,12 @@ class Tokenizer:
         config = dict(self.specials.config or {"clean_up_tokenization_spaces": False})
         for key, id in (("bos_token", self.bos_id), ("eos_token", self.eos_id), ("pad_token", self.pad_id)):
             config[key] = None if id is None else self._backend.id_to_token(id)
+        if self.mask_id is not None:
+            config["mask_token"] = self._backend.id_to_token(self.mask_id)
+        if self._takes_types:
+            theirs = ["input_ids", "token_type_ids", "attention_mask"]
+            bare = "DistilBert" in str(config.get("tokenizer_class"))  # its models take no types
+            config.setdefault("model_input_names", theirs[::2] if bare else theirs)
         if self.specials.add_bos and not _starts_with(self._backend, self.bos_id):
             config["add_bos_token"] = True
         # This class takes the file as it is; others rebuild parts of it and change ids.
@@ -145,6 +159,22 @@ class Tokenizer:
         if self.chat_template:
             known += [self._backend.token_to_id(token) for token in TURN_ENDS if token in self.chat_template]
         return self.specials.stops | {id for id in (*known, self.eos_id) if id is not None}
+
+    @cached_property
+    def frame(self) -> Frame:
+        """What stands around a text, or two, that an encoder reads."""
+        return frame_of(self)
+
+    @cached_property
+    def sentinel_ids(self) -> tuple[int, ...]:
+        """The ids that stand for what was taken out of a text, the first one first: `<extra_id_0>` and so on."""
+        found: list[int] = []
+        for number in range(self.vocab_size):
+            ids = (self.vocab.get(spelt.format(number)) for spelt in SENTINELS)
+            if (id := next((id for id in ids if id is not None), None)) is None:
+                break
+            found.append(id)
+        return tuple(found)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -212,100 +242,32 @@ class Tokenizer:
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._backend, self.specials)
 
+    @property
+    def _takes_types(self) -> bool:
+        """Whether two texts are told apart by types, as BERT's are; a file that is odd for two texts does not."""
+        try:
+            return self.frame.stated and 1 in self.frame.pair.types[-1]
+        except ModelError:
+            return False
+
     @cached_property
     def _plain(self) -> Backend:
         """The instance for users' text: it does not look for special tokens."""
         content = json.loads(self.to_json())
-        if content["model"].get("type") == "Unigram":  # there a special token is a piece like any other
+        model = content["model"]
+        if model.get("type") in ("Unigram", "WordPiece", "WordLevel"):  # there it is a piece like any other
             for added in content["added_tokens"]:
-                if added["special"] and added["id"] < len(content["model"]["vocab"]):
-                    added["content"] = f"\U0010ffff{self.fingerprint}{added['id']}"
-                    content["model"]["vocab"][added["id"]][0] = added["content"]
+                hidden = f"\U0010ffff{self.fingerprint}{added['id']}"
+                if added["special"] and _respell(model, added["id"], added["content"], hidden):
+                    added["content"] = hidden
         backend = Backend.from_str(json.dumps(content))
         backend.encode_special_tokens = True
         return backend
 
     @cached_property
-    def _spelling(self) -> _Spelling | None:
+    def spelling(self) -> Spelling | None:
         """How tokens spell bytes, for byte-level decoders; None for the others."""
-        decoder = json.loads(self.to_json())["decoder"] or {}
-        *before, last = decoder["decoders"] if decoder.get("type") == "Sequence" else [decoder]
-        if not last or last.get("type") != "ByteLevel":
-            return None
-        if any(step["type"] != "Replace" or "String" not in step["pattern"] for step in before):
-            return None
-        return _Spelling(tuple((step["pattern"]["String"], step["content"]) for step in before))
-
-
-@dataclass(frozen=True, slots=True)
-class _Spelling:
-    replaced: tuple[tuple[str, str], ...]
-
-    def bytes_of(self, token: str) -> bytes:
-        for old, new in self.replaced:
-            token = token.replace(old, new)
-        try:
-            return bytes(_BYTES[letter] for letter in token)
-        except KeyError:  # an added token that is not spelt in the byte alphabet
-            return token.encode("utf-8")
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's letters for the 256 bytes: printable ones stand for themselves, the rest follow from U+0100."""
-    same = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    rest = [byte for byte in range(256) if byte not in same]
-    return {chr(b): b for b in same} | {chr(0x100 + i): b for i, b in enumerate(rest)}
-
-
-_BYTES: Mapping[str, int] = _byte_alphabet()
-
-
-class TextStream:
-    """Text from ids that come one at a time. The pieces and `flush` join to `decode` of all the ids.
-
-    Byte-level vocabularies are decoded exactly. Others are decoded in a window that starts one piece back,
-    so that spacing comes out right; bytes that turn out not to be UTF-8 may there differ in the number of
-    U+FFFD. A piece never ends inside a character, and nothing invalid is held for more than `HELD` tokens.
-    """
-
-    HELD = 8
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        self._ids: list[int] = []
-        self._read = 0  # ids before this have been given out
-
-    def push(self, id: int) -> str:
-        """The text that this id completes; empty while a character is incomplete."""
-        spelling, token = self._tokenizer._spelling, self._tokenizer.token(id)
-        if id in self._tokenizer.special_ids or token is None:
-            return ""
-        if spelling:
-            return self._utf8.decode(spelling.bytes_of(token))
-        self._ids.append(id)
-        text = self._new()
-        if text.endswith("\ufffd") and len(self._ids) - self._read <= self.HELD:
-            return ""
-        return self._give(text)
-
-    def flush(self) -> str:
-        """What is still held; the stream is then as new."""
-        if self._tokenizer._spelling:
-            return self._utf8.decode(b"", final=True)
-        text = self._give(self._new())
-        self._ids, self._read = [], 0
-        return text
-
-    def _new(self) -> str:
-        before = self._tokenizer.decode(self._ids[: self._read])
-        return self._tokenizer.decode(self._ids)[len(before) :]
-
-    def _give(self, text: str) -> str:
-        if text:
-            self._ids = self._ids[self._read :]
-            self._read = len(self._ids)
-        return text
+        return Spelling.of(json.loads(self.to_json())["decoder"] or {})
 
 
 def _encode(backend: Backend, texts: list[str]) -> list[list[int]]:
@@ -321,6 +283,21 @@ def _encode(backend: Backend, texts: list[str]) -> list[list[int]]:
                     f"a text holds half a surrogate pair ({place}): it is no valid text"
                 ) from None
         raise
+
+
+def _respell(model: dict[str, Any], id: int, token: str, hidden: str) -> bool:
+    """Spell a model's entry as nobody does; whether there is such an entry."""
+    vocab = model["vocab"]
+    if isinstance(vocab, list):
+        if id < len(vocab):
+            vocab[id][0] = hidden
+        return id < len(vocab)
+    if vocab.get(token) != id:
+        return False
+    vocab[hidden] = vocab.pop(token)
+    if model.get("unk_token") == token:
+        model["unk_token"] = hidden
+    return True
 
 
 def _backend(file: Path) -> Backend:
@@ -355,7 +332,7 @@ def read_specials(backend: Backend, folder: Path | None) -> Specials:
         guesses = () if key in names else _GUESSES[key]
         return next((id for token in guesses if (id := backend.token_to_id(token)) is not None), None)
 
-    bos, eos, pad = id_of("bos_token"), id_of("eos_token"), id_of("pad_token")
+    bos, eos, pad, mask = (id_of(f"{name}_token") for name in ("bos", "eos", "pad", "mask"))
     stops = _json(folder, "generation_config.json").get("eos_token_id")
     if stops is None:
         stops = _json(folder, "config.json").get("eos_token_id")
@@ -363,6 +340,8 @@ def read_specials(backend: Backend, folder: Path | None) -> Specials:
     size = max(backend.get_vocab().values(), default=-1) + 1
     dropped = ("auto_map", "chat_template", "added_tokens_decoder", "name_or_path")
     added = config.get("add_bos_token")
+    kept = {key: names[key] for key in _KEPT if names.get(key) is not None}
+    kept |= {key: value for key, value in config.items() if key not in dropped}
     return Specials(
         bos=bos,
         eos=eos,
@@ -370,7 +349,8 @@ def read_specials(backend: Backend, folder: Path | None) -> Specials:
         add_bos=_starts_with(backend, bos) if added is None else bool(added) and bos is not None,
         stops=frozenset(id for id in stops if isinstance(id, int) and 0 <= id < size),
         chat_template=_template(folder, config.get("chat_template")),
-        config={key: value for key, value in config.items() if key not in dropped} or None,
+        config=kept or None,
+        mask=mask,
     )
 
 

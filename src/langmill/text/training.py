@@ -25,6 +25,10 @@ from langmill.text.document import text_hash
 
 END, PAD = "<|endoftext|>", "<|pad|>"
 SPECIALS = (END, PAD, "<|im_start|>", "<|im_end|>")
+# What a tokenizer may be given beside them: the mark of a hidden token, those of spans taken out (Raffel et al. 2020),
+# and of the text before, after and in a gap (Bavarian et al. 2022).
+MASK, SENTINEL = "<|mask|>", "<extra_id_{}>"
+FIM = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
 CONTINUES = "‿"  # stands before a WordPiece that continues a word; not a letter of the byte alphabet
 
 # Qwen3.5's pattern: GPT-4's, with digits one by one and combining marks kept with their letters, which
@@ -48,8 +52,16 @@ _WORDS = 1_000_000  # distinct words that Unigram looks at, the most frequent fi
 _LARGEST_PIECE = 16  # characters of the longest Unigram piece, as in SentencePiece
 
 
-def train_backend(texts: Iterable[str], vocab_size: int | None, kind: str, sample_bytes: int) -> Backend:
+def train_backend(
+    texts: Iterable[str],
+    vocab_size: int | None,
+    kind: str,
+    sample_bytes: int,
+    specials: Sequence[str] = (),
+) -> Backend:
     """A trained tokenizer of `kind`; `vocab_size` None is chosen from the size of the text.
+
+    `specials` are control tokens behind those of SPECIALS; UsageError for one that is a word as it stands.
 
     The text may be too small for the vocabulary asked for: what it reaches is the result's size.
     """
@@ -58,17 +70,28 @@ def train_backend(texts: Iterable[str], vocab_size: int | None, kind: str, sampl
     if not kept:
         raise DataError("there is no text to train a tokenizer on: every document is empty")
     size = vocab_for(total) if vocab_size is None else vocab_size
-    smallest = len(SPECIALS) + (512 if kind == "wordpiece" else 256)
+    named = _named(specials)
+    smallest = len(named) + (512 if kind == "wordpiece" else 256)
     if size < smallest:
         raise UsageError(f"a {kind} vocabulary has at least {smallest} entries, not {size}")
     match kind:
         case "bpe":
-            return _bpe(kept, size)
+            return _bpe(kept, size, named)
         case "wordpiece":
-            return _wordpiece(kept, size)
+            return _wordpiece(kept, size, named)
         case "unigram":
-            return _unigram(kept, size)
+            return _unigram(kept, size, named)
     raise UsageError(f'there is no tokenizer kind "{kind}": choose bpe, wordpiece or unigram')
+
+
+def _named(specials: Sequence[str]) -> tuple[str, ...]:
+    """SPECIALS and the others, each once; one that the text could hold as a word would be taken from it."""
+    for token in specials:
+        if len(_pre_tokenizer(PATTERN).pre_tokenize_str(token)) < 2:
+            raise UsageError(
+                f'"{token}" cannot be a control token, since texts hold it as a word: write <|…|>'
+            )
+    return tuple(dict.fromkeys((*SPECIALS, *specials)))
 
 
 def vocab_for(text_bytes: int) -> int:
@@ -120,14 +143,17 @@ def _pieces(texts: Iterable[str]) -> Iterator[str]:
             yield text[start : start + _PIECE]
 
 
-def _finish(backend: Backend, pattern: str, prefix: str = "") -> Backend:
+def _finish(backend: Backend, pattern: str, specials: Sequence[str], prefix: str = "") -> Backend:
     backend.pre_tokenizer = _pre_tokenizer(pattern)
     steps = [decoders.Replace(prefix, ""), decoders.ByteLevel()]
     backend.decoder = decoders.Sequence(steps) if prefix else steps[1]
-    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIALS])
-    # A sequence starts as documents did in training; every tool that reads the file does the same.
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in specials])
+    # A sequence starts as documents did in training; every tool that reads the file does the same. A second text
+    # stands behind another END.
     start = (END, backend.token_to_id(END))
-    backend.post_processor = processors.TemplateProcessing(single=f"{END} $A", special_tokens=[start])
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{END} $A", pair=f"{END} $A {END} $B:1", special_tokens=[start]
+    )
     return backend
 
 
@@ -151,22 +177,22 @@ def _alphabet() -> list[str]:
     return sorted(pre_tokenizers.ByteLevel.alphabet())
 
 
-def _bpe(texts: Iterable[str], size: int) -> Backend:
-    return _finish(_merged(texts, size, PATTERN, SPECIALS), PATTERN)
+def _bpe(texts: Iterable[str], size: int, specials: Sequence[str]) -> Backend:
+    return _finish(_merged(texts, size, PATTERN, specials), PATTERN, specials)
 
 
-def _wordpiece(texts: Iterable[str], size: int) -> Backend:
+def _wordpiece(texts: Iterable[str], size: int, specials: Sequence[str]) -> Backend:
     """Merges that know whether they start a word, used longest match first (Devlin et al. 2019)."""
     # As "fixed" tokens the alphabet's ids no longer come from a randomly ordered hash map.
-    fixed = [*SPECIALS, *_alphabet(), *(CONTINUES + letter for letter in _alphabet())]
+    fixed = [*specials, *_alphabet(), *(CONTINUES + letter for letter in _alphabet())]
     vocab = _merged(texts, size, BOUNDED, fixed, CONTINUES).get_vocab()
     model = models.WordPiece(
         vocab, unk_token=END, continuing_subword_prefix=CONTINUES, max_input_chars_per_word=1024
     )
-    return _finish(Backend(model), BOUNDED, CONTINUES)
+    return _finish(Backend(model), BOUNDED, specials, CONTINUES)
 
 
-def _unigram(texts: Sequence[str], size: int) -> Backend:
+def _unigram(texts: Sequence[str], size: int, specials: Sequence[str]) -> Backend:
     """Unigram language model (Kudo 2018, arXiv:1804.10959), sections 3.2 and 3.3.
 
     The seed is a BPE vocabulary four times as large; expectation-maximisation counts the best
@@ -180,7 +206,7 @@ def _unigram(texts: Sequence[str], size: int) -> Backend:
     seed = _merged(texts, 4 * size, PATTERN, ()).get_vocab()
     pieces = sorted(piece for piece in seed if len(piece) <= _LARGEST_PIECE)
     counts = np.array([1 + 2 * (len(piece) > 1) for piece in pieces], dtype=np.int64)
-    wanted = size - len(SPECIALS)
+    wanted = size - len(specials)
     while True:
         for _ in range(2):
             scores = _scores(counts)
@@ -191,8 +217,8 @@ def _unigram(texts: Sequence[str], size: int) -> Backend:
         keep = np.sort(np.argsort(-loss, kind="stable")[: max(wanted, int(len(pieces) * 0.75))])
         pieces, counts = [pieces[i] for i in keep], counts[keep]
     ranked = sorted(zip(_scores(counts), pieces, strict=True), key=lambda item: (-item[0], item[1]))
-    entries = [(token, 0.0) for token in SPECIALS] + [(piece, score) for score, piece in ranked]
-    return _finish(Backend(models.Unigram(entries, unk_id=None)), PATTERN)
+    entries = [(token, 0.0) for token in specials] + [(piece, score) for score, piece in ranked]
+    return _finish(Backend(models.Unigram(entries, unk_id=None)), PATTERN, specials)
 
 
 def _scores(counts: Counts) -> list[float]:

@@ -7,9 +7,12 @@ prompt ends, and goes on to the next token that stops generation.
 
 from __future__ import annotations
 
+import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from langmill.common.errors import DataError, ModelError
@@ -20,7 +23,9 @@ _UNCLEAR = (
     "the chat template writes what comes before message {} differently once the chat goes on, so its turns cannot be "
     "told apart: mark them with {{% generation %}} … {{% endgeneration %}}"
 )
+_NO_TOOLS = "give --template one that writes tools"
 ASSISTANT = frozenset({"assistant", "model"})
+_RESULTS = frozenset({"tool", "function", "ipython"})
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ def chat_example(
     Raises as `chat_ids`; DataError where nothing would be trained; ModelError where the template hides its turns.
     """
     chat = rendered(tokenizer, messages, False, tools, variables)
-    _check_shown(chat, messages)
+    _check_shown(chat, messages, tools)
     turns = [number for number, message in enumerate(messages) if message["role"] in ASSISTANT]
     begin = _Beginnings(tokenizer, chat, messages, tools, variables)
     if wanted := list(_marked(chat)):
@@ -89,13 +94,46 @@ def _marked(chat: Rendering) -> Iterator[Span]:
         yield found.start(1), found.end(1)
 
 
-def _check_shown(chat: Rendering, messages: Messages) -> None:
-    """Raise where the template leaves out what was said: one that wants lists of parts drops plain text in silence."""
+def _check_shown(chat: Rendering, messages: Messages, tools: Sequence[Mapping[str, Any]] | None) -> None:
+    """Raise where the template leaves out what was said: one that wants lists of parts drops plain text in silence, one
+    that knows no tools drops the calls, and the model would learn to answer nothing."""
+    text = chat.plain(chat.text)
     said = messages[-1].get("content")
-    if isinstance(said, str) and said.strip() and said.strip().splitlines()[-1] not in chat.plain(chat.text):
+    if isinstance(said, str) and said.strip() and said.strip().splitlines()[-1] not in text:
         raise DataError(
             "the chat template leaves out what the last message says: does it want content as a list of parts?"
         )
+    for number, message in enumerate(messages):
+        content = message.get("content")
+        if isinstance(content, list | tuple) and str(list(content)) in text:
+            raise DataError(
+                f"the chat template writes the list of parts of message {number} as Python code: give it as one text"
+            )
+        if message["role"] in _RESULTS and not _count(text, _telling(content)):
+            raise DataError(
+                f"the chat template leaves out the tool's result in message {number}: {_NO_TOOLS}"
+            )
+    named = Counter(chain(_names(tools), *(_names(message.get("tool_calls")) for message in messages)))
+    if missing := [name for name, times in named.items() if _count(text, name) < times]:
+        raise DataError(f"the chat template leaves out tools or calls of them ({missing[0]}): {_NO_TOOLS}")
+
+
+def _names(calls: Any) -> list[str]:
+    """What functions calls or tools name, in the form {"function": {"name"}} or {"name"}."""
+    inside = [call.get("function", call) for call in calls or [] if isinstance(call, Mapping)]
+    found = [function.get("name") for function in inside if isinstance(function, Mapping)]
+    return [name for name in found if isinstance(name, str)]
+
+
+def _telling(content: Any) -> str:
+    """The longest word of a text, by which it is known again however a template quotes it."""
+    words = re.findall(r"\w+", content) if isinstance(content, str) else []
+    return max(words, key=len, default="")
+
+
+def _count(text: str, word: str) -> int:
+    """How often a word stands in a text, raw or as JSON spells it; an empty one does always."""
+    return text.count(word) or text.count(json.dumps(word)[1:-1])
 
 
 def _between(tokenizer: Tokenizer, chat: Rendering, begin: _Beginnings, turns: Sequence[int]) -> list[Span]:
@@ -106,7 +144,12 @@ def _between(tokenizer: Tokenizer, chat: Rendering, begin: _Beginnings, turns: S
     spans = []
     for turn, start, after in zip(turns, starts, [*starts[1:], len(chat.text)], strict=True):
         found = stop.search(chat.text, start, after)
-        spans.append((start, found.end() if found else begin.end(turn)))
+        end = found.end() if found else begin.end(turn)
+        if begin.reads_on(turn, start, end):
+            end = begin.end(turn)
+            if begin.reads_on(turn, start, end):
+                raise ModelError(_UNCLEAR.format(turn))
+        spans.append((start, end))
     return spans
 
 
@@ -151,6 +194,16 @@ class _Beginnings:
         if not self.chat.text.startswith(upto):
             raise ModelError(_UNCLEAR.format(turn))
         return len(upto)
+
+    def reads_on(self, turn: int, start: int, end: int) -> bool:
+        """Whether a stretch goes on to what a tool gave back: where the token that ends a call stops nothing, the next
+        one that does stands behind the result."""
+        messages, after = self.messages, turn + 1
+        if after >= len(messages) or messages[after]["role"] not in _RESULTS:
+            return False
+        word = _telling(messages[after].get("content"))
+        own = json.dumps(messages[turn], ensure_ascii=False, default=str)
+        return bool(word) and _count(self.chat.plain(self.chat.text[start:end]), word) > _count(own, word)
 
     def _text(self, count: int, generation_prompt: bool) -> str:
         given = (self.tokenizer, self.messages[:count], generation_prompt, self.tools, self.variables)

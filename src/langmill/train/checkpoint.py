@@ -108,6 +108,17 @@ def _read(path: Path) -> dict[str, Any]:
 
 def load(checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer) -> None:
     """Fill a model and its optimizer, in place. CheckpointError names a tensor that does not fit."""
+    _fill(checkpoint, model)
+    optimizer.load(load_file(checkpoint.folder / _FILES[1]))
+
+
+def load_step(folder: Path, step: int, model: nn.Module) -> None:
+    """Give a model the weights that it had after `step`, whose checkpoint must be there and whole."""
+    path = folder / f"step-{step:08}"
+    _fill(Checkpoint(path, _read(path)), model)
+
+
+def _fill(checkpoint: Checkpoint, model: nn.Module) -> None:
     saved, mine = load_file(checkpoint.folder / _FILES[0]), weights(model)
     for name in sorted(saved.keys() ^ mine.keys()):
         where = "this model" if name in saved else "the checkpoint"
@@ -120,7 +131,6 @@ def load(checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer) -> None
     with torch.no_grad():
         for name, tensor in mine.items():
             tensor.copy_(saved[name])
-    optimizer.load(load_file(checkpoint.folder / _FILES[1]))
 
 
 def prune(folder: Path, keep_last: int, best_step: int | None) -> None:

@@ -63,6 +63,7 @@ class State:
     skipped_in_a_row: int = 0
     best: float | None = None  # the lowest validation figure, and where it was
     best_step: int | None = None
+    evaluations_since_best: int = 0
     mean_loss: float | None = None  # over the steps of the last logged line
     recent_loss: float = 0.0  # since that line: sum over what is scored, its number, tokens, seconds
     recent_scored: int = 0
@@ -83,7 +84,8 @@ class Outcome:
     seconds: float
     tokens_per_second: float
     loss: float | None  # mean over the last logged steps, nats a token
-    best: float | None  # best validation figure: bits per byte where validation gives it, else its loss
+    best: float | None  # best validation figure: its criterion, bits per byte or loss
+    best_step: int | None
     peak_bytes: int
     choices: Choices
     skipped: int
@@ -110,8 +112,8 @@ def fit(
     """Train `model` in place until max_steps or num_train_epochs; it ends with the last weights.
 
     folder: the run's own, private folder: checkpoints/, metrics.jsonl, choices.json.
-    validate: figures of the model on held-out text, lower is better; the checkpoint with the best
-    "bits_per_byte" (or else "loss") is kept. name_of: the name of a document by its number, for errors.
+    validate: figures of the model on held-out text; the checkpoint with the lowest "criterion" (or else
+    "bits_per_byte" or "loss") is kept. name_of: the name of a document by its number, for errors.
     tokens_of: the scored tokens of a batch, where the objective counts something else (pairs).
     hooks: called after every step as hook(step, state); one that returns True ends the run.
     gradients: replaces the plain backward pass.
@@ -314,9 +316,13 @@ class _Run:
             figures = self.validate(self.model)
         self.model.train()
         self.metrics.log(self.state.step, **{f"eval_{name}": value for name, value in figures.items()})
-        figure = figures.get("bits_per_byte", figures.get("loss", math.inf))
+        names = ("criterion", "bits_per_byte", "loss")
+        figure = next((figures[name] for name in names if name in figures), math.inf)
         if math.isfinite(figure) and (self.state.best is None or figure < self.state.best):
             self.state.best, self.state.best_step, self.improved = figure, self.state.step, True
+            self.state.evaluations_since_best = 0
+        else:
+            self.state.evaluations_since_best += 1
 
     def recent_loss(self) -> float:
         """Mean loss since the last logged line, or of that line where nothing came after it."""
@@ -373,6 +379,7 @@ class _Run:
             tokens_per_second=state.tokens / state.seconds if state.seconds else 0.0,
             loss=state.mean_loss,
             best=state.best,
+            best_step=state.best_step,
             peak_bytes=peak_bytes(self.device),
             choices=self.choices,
             skipped=state.skipped,

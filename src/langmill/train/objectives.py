@@ -110,6 +110,7 @@ class _FrozenHead(torch.autograd.Function):
             # ln of the sum, from the largest score's own share of it: no underflow, and no second pass of exp
             log_sum_C1 = best_C1 - p_CV.gather(1, place_C1).log()
             costs_K[rows] = (log_sum_C1 - z_CV.gather(1, target_C1))[:, 0]
+            del z_CV  # before the product takes p in its own type
             p_CV.scatter_add_(1, target_C1, torch.full_like(log_sum_C1, -1.0))
             gradient_KD[rows] = torch.matmul(p_CV, weight_VD).to(h_KD.dtype)  # autocast chooses the type
         ctx.save_for_backward(gradient_KD)

@@ -1,0 +1,68 @@
+"""`langmill answer`: where a text answers a question, with the model's certainty and that of "no answer"."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from langmill.apps.classify import limit_of
+from langmill.apps.texts import Result, Row, each
+from langmill.common.errors import DataError, ModelError
+from langmill.common.metrics import Report
+from langmill.common.settings import AnswerSettings
+from langmill.families.folder import Model
+from langmill.infer.read import token_scores
+from langmill.infer.ready import ready
+from langmill.model.config import ModelConfig
+from langmill.text.answer import ContextWindow, best_answers, encode_question
+
+
+def run(settings: AnswerSettings, *, quiet: bool = False, as_json: bool = False) -> Report:
+    """Results: {"question", "answer", "start", "end", "score", "no_answer_score", "best"}; the text is the context.
+
+    The question is the settings', or each row's "question" (then --field names the context, usually "context"). `best`
+    lists --n-best answers. An empty answer says that the text holds none.
+    """
+    model, tokenizer = ready(settings.model, settings.dtype, settings.device, settings.threads)
+    check(model, settings.model)
+    limit = limit_of(settings, model)
+
+    def read(batch: Sequence[Row], counted: Counter[str]) -> Iterator[Result]:
+        asked = [_question(row, settings) for row in batch]
+        windows: list[list[ContextWindow]] = []
+        for number, (row, question) in enumerate(zip(batch, asked, strict=True)):
+            try:
+                windows.append(encode_question(tokenizer, question, row.text, limit, counted, number))
+            except DataError as error:
+                raise DataError(f"{row.where}: {error}") from None
+        scores = token_scores(model, [window.encoded for own in windows for window in own])
+        for row, question, own in zip(batch, asked, windows, strict=True):
+            found = [next(scores) for _ in own]
+            best = best_answers(
+                row.text,
+                own,
+                [score[:, 0] for score in found],
+                [score[:, 1] for score in found],
+                n_best=settings.n_best,
+                max_length=settings.max_answer,
+                threshold=settings.threshold,
+            )
+            yield {**row.fields, "question": question, **best}
+
+    return each(settings, read, quiet=quiet, as_json=as_json)
+
+
+def _question(row: Row, settings: AnswerSettings) -> str:
+    found = settings.question or row.fields.get("question")
+    if not isinstance(found, str) or not found.strip():
+        raise DataError(f"{row.where} has no question: give --question, or rows with question and context")
+    return found
+
+
+def check(model: Model, where: str) -> None:
+    """ModelError where a model was not taught to answer."""
+    head = model.config.head if isinstance(model.config, ModelConfig) else None
+    if head is None or head.task != "answer":
+        raise ModelError(
+            f"{where} was not taught to answer: langmill finetune {where} --task answer --data FILE teaches it"
+        )

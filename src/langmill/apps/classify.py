@@ -1,0 +1,71 @@
+"""`langmill classify`: the label of each text, with the model's certainty; and zero-shot, by labels given in words."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from langmill.apps.texts import Result, Row, each
+from langmill.common.errors import DataError, ModelError
+from langmill.common.metrics import Report
+from langmill.common.settings import ClassifySettings, ReadSettings
+from langmill.families.folder import Model
+from langmill.infer.read import document_scores
+from langmill.infer.ready import ready
+from langmill.model.config import ModelConfig
+from langmill.text.classify import Labels, class_result, class_scores
+from langmill.text.tasks import Limit, Text, encode_texts
+
+READS = 512  # tokens of a text at once, where a model could read more: attention's cost grows with the square
+
+
+def run(settings: ClassifySettings, *, quiet: bool = False, as_json: bool = False) -> Report:
+    """Results: {"text", "label", "score", "scores"} in the rows' order, other fields of a row kept beside them.
+
+    A model with several labels a text gives "labels"; one that says numbers gives "value". `labels` in the settings
+    asks zero-shot: see apps/zero_shot.py.
+    """
+    model, tokenizer = ready(settings.model, settings.dtype, settings.device, settings.threads)
+    if settings.labels:
+        from langmill.apps.zero_shot import chooser
+
+        choose = chooser(settings, model, tokenizer)
+        return each(settings, choose, quiet=quiet, as_json=as_json)
+    labels = labels_of(model, settings.model)
+    limit = limit_of(settings, model)
+
+    def read(batch: Sequence[Row], counted: Counter[str]) -> Iterator[Result]:
+        texts: list[Text] = [pair_of(row) for row in batch]
+        try:
+            documents = encode_texts(tokenizer, texts, limit, counted)
+        except DataError as error:
+            raise DataError(f"among {batch[0].where} to {batch[-1].where}: {error}") from None
+        logits = list(document_scores(model, documents))
+        numbers, scores_KC = class_scores(logits, [document.number for document in documents], labels.task)
+        for number, scores_C in zip(numbers, scores_KC, strict=True):
+            row = batch[number]
+            yield {"text": row.text, **row.fields, **class_result(scores_C, labels, settings.threshold)}
+
+    return each(settings, read, quiet=quiet, as_json=as_json)
+
+
+def labels_of(model: Model, where: str) -> Labels:
+    """The labels that a model was taught; ModelError where it was not."""
+    head = model.config.head if isinstance(model.config, ModelConfig) else None
+    if head is None or head.task not in ("classify", "multilabel", "regress"):
+        raise ModelError(
+            f"{where} was not taught to classify: langmill finetune {where} --task classify --data FILE teaches it, "
+            "and --labels A --labels B chooses zero-shot"
+        )
+    return Labels(head.labels, head.task)
+
+
+def pair_of(row: Row) -> Text:
+    """The row's text, or both where it has a "text_pair"."""
+    second = row.fields.get("text_pair")
+    return row.text if not isinstance(second, str) else (row.text, second)
+
+
+def limit_of(settings: ReadSettings, model: Model) -> Limit:
+    """What the model reads at once, and what becomes of a longer text."""
+    return Limit(min(model.config.length, READS), settings.long_texts, settings.overlap)

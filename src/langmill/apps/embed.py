@@ -1,0 +1,172 @@
+"""`langmill embed`: a vector for each text. `langmill similar`: the texts nearest to a query, by their cosines."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from langmill.apps.classify import limit_of
+from langmill.apps.texts import Result, Row, each, rows
+from langmill.common.errors import DataError, MissingExtra, ModelError, UsageError
+from langmill.common.metrics import Report
+from langmill.common.progress import track
+from langmill.common.settings import EmbedSettings, SimilarSettings
+from langmill.families.folder import Model
+from langmill.families.hub import resolve
+from langmill.infer.read import embeddings
+from langmill.infer.ready import ready
+from langmill.model.config import Pool
+from langmill.text.tasks import Limit, encode_texts
+from langmill.text.tokenizer import Tokenizer
+
+Floats = NDArray[np.float32]
+POOLING = "1_Pooling/config.json"  # where sentence-transformers keeps how a model pools
+
+
+def run(settings: EmbedSettings, *, quiet: bool = False, as_json: bool = False) -> Report:
+    """Results: {"text", "embedding"}; --out X.npy holds the vectors (N, D) in float32, X.parquet texts and vectors."""
+    reader = Reader.of(settings)
+    suffix = settings.out.suffix if settings.out else ""
+    if suffix not in (".npy", ".parquet"):
+
+        def read(batch: Sequence[Row], counted: Counter[str]) -> Iterator[Result]:
+            for row, vector in zip(batch, reader.vectors(batch, counted), strict=True):
+                yield {"text": row.text, **row.fields, "embedding": vector.tolist()}
+
+        return each(settings, read, quiet=quiet, as_json=as_json)
+    assert settings.out is not None
+    if settings.out.exists() and not settings.force:
+        raise UsageError(f"{settings.out} exists: choose another --out, or --force")
+    texts, vectors_ND, counted = _all(reader, settings, quiet)
+    _write(settings.out, texts, vectors_ND)
+    counts = {"texts": len(texts), "dimensions": vectors_ND.shape[1], **counted}
+    return Report(
+        settings.out, counts, {}, f"{settings.out}: {len(texts):,} vectors of {vectors_ND.shape[1]} numbers"
+    )
+
+
+def similar(settings: SimilarSettings, *, quiet: bool = False, as_json: bool = False) -> Report:
+    """Results: {"text", "score", "rank"}, the nearest first; score is the cosine."""
+    reader = Reader.of(settings)
+    texts, vectors_ND, counted = _all(reader, settings, quiet)
+    (query_D,) = reader.vectors([Row("the query", settings.query, {})], Counter())
+    lengths_N = np.linalg.norm(vectors_ND, axis=1) * np.linalg.norm(query_D)
+    scores_N = vectors_ND @ query_D / np.maximum(lengths_N, 1e-12)
+    best = np.argsort(-scores_N, kind="stable")[: settings.top]
+    results = [
+        {"rank": rank, "score": float(scores_N[place]), "text": texts[place]}
+        for rank, place in enumerate(best, 1)
+    ]
+    words = "" if as_json else "\n".join(json.dumps(result, ensure_ascii=False) for result in results)
+    return Report(None, {"texts": len(texts), **counted}, {}, words, {"results": results})
+
+
+class Reader:
+    """A model that makes vectors of texts, set up as the settings and its folder say."""
+
+    def __init__(self, model: Model, tokenizer: Tokenizer, limit: Limit, pool: Pool, settings: EmbedSettings):
+        self.model, self.tokenizer, self.limit, self.pool = model, tokenizer, limit, pool
+        self.normalise, self.dims = settings.normalise, settings.dims
+        width = model.config.main.dim if hasattr(model.config, "main") else 0
+        if self.dims is not None and self.dims > width:
+            raise UsageError(f"--dims {self.dims} of vectors of {width} numbers cannot be kept")
+
+    @classmethod
+    def of(cls, settings: EmbedSettings) -> Reader:
+        model, tokenizer = ready(settings.model, settings.dtype, settings.device, settings.threads)
+        return cls.over(model, tokenizer, settings)
+
+    @classmethod
+    def over(cls, model: Model, tokenizer: Tokenizer, settings: EmbedSettings) -> Reader:
+        """With a model that is loaded already."""
+        pool = pooling(resolve(settings.model)) if settings.pool == "auto" else settings.pool
+        return cls(model, tokenizer, limit_of(settings, model), pool, settings)
+
+    def vectors(self, batch: Sequence[Row], counted: Counter[str]) -> Iterator[Floats]:
+        """The vector of each row; that of a text in several windows is their mean, by their tokens."""
+        try:
+            documents = encode_texts(self.tokenizer, [row.text for row in batch], self.limit, counted)
+        except DataError as error:
+            raise DataError(f"among {batch[0].where} to {batch[-1].where}: {error}") from None
+        parts: list[tuple[int, Floats]] = []
+        made = embeddings(self.model, documents, self.pool, normalise=False)
+        for document, vector in zip(documents, made, strict=True):
+            parts.append((len(document.ids), vector))
+        at = 0
+        for number in range(len(batch)):
+            windows = []
+            while at < len(parts) and documents[at].number == number:
+                windows.append(parts[at])
+                at += 1
+            yield self._finished(windows)
+
+    def _finished(self, windows: Sequence[tuple[int, Floats]]) -> Floats:
+        sizes = np.array([size for size, _ in windows], np.float32)
+        vector = np.average(np.stack([part for _, part in windows]), axis=0, weights=sizes)[: self.dims]
+        length = float(np.linalg.norm(vector))
+        return (vector / length if self.normalise and length else vector).astype(np.float32)
+
+
+def pooling(path: Path) -> Pool:
+    """How the model's folder says that it pools, as sentence-transformers writes it; mean where it does not say."""
+    try:
+        said = json.loads((path / POOLING).read_text(encoding="utf-8"))
+    except OSError:
+        return "mean"
+    except ValueError as reason:
+        raise ModelError(f"{path / POOLING} cannot be read as JSON: {reason}") from None
+    names: dict[str, Pool] = {"mean_tokens": "mean", "cls_token": "first", "lasttoken": "last"}
+    on = [pool for key, pool in names.items() if said.get(f"pooling_mode_{key}")]
+    modes = [key for key, value in said.items() if key.startswith("pooling_mode_") and value]
+    if len(on) != 1 or len(modes) != 1:
+        raise ModelError(
+            f"{path / POOLING} pools by {', '.join(modes) or 'nothing'}: choose --pool mean, first or last"
+        )
+    return on[0]
+
+
+def _all(reader: Reader, settings: EmbedSettings, quiet: bool) -> tuple[list[str], Floats, Counter[str]]:
+    """Every text and its vector (N, D)."""
+    counted: Counter[str] = Counter()
+    texts: list[str] = []
+    vectors: list[Floats] = []
+    source = rows(settings)
+    with track("reading", unit="texts", quiet=quiet) as progress:
+        batch: list[Row] = []
+        for row in source:
+            batch.append(row)
+            texts.append(row.text)
+            if len(batch) == settings.batch_size:
+                vectors += reader.vectors(batch, counted)
+                progress.advance(len(batch))
+                batch = []
+        if batch:
+            vectors += reader.vectors(batch, counted)
+    if not vectors:
+        raise UsageError("there is no text to read")
+    return texts, np.stack(vectors), counted
+
+
+def _write(path: Path, texts: Sequence[str], vectors_ND: Floats) -> None:
+    fresh: Any = path.with_name(f".{path.name}.part")
+    try:
+        if path.suffix == ".npy":
+            with open(fresh, "wb") as file:
+                np.save(file, vectors_ND)
+        else:
+            try:
+                import pyarrow
+                import pyarrow.parquet as parquet
+            except ImportError:
+                raise MissingExtra("data", "pyarrow") from None
+            table = pyarrow.table({"text": list(texts), "embedding": list(vectors_ND)})
+            parquet.write_table(table, fresh)
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)

@@ -1,0 +1,51 @@
+"""`langmill tag`: the spans of a text that a model was taught to find: names, places, whatever its labels are."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+
+from langmill.apps.classify import limit_of
+from langmill.apps.texts import Result, Row, each
+from langmill.common.errors import DataError, ModelError
+from langmill.common.metrics import Report
+from langmill.common.settings import TagSettings
+from langmill.families.folder import Model
+from langmill.infer.read import token_scores
+from langmill.infer.ready import ready
+from langmill.model.config import ModelConfig
+from langmill.text.classify import Labels
+from langmill.text.tag import Words, encode_words, entities, word_scores
+
+
+def run(settings: TagSettings, *, quiet: bool = False, as_json: bool = False) -> Report:
+    """Results: {"text", "entities": [{"label", "score", "text", "start", "end"}]}, start and end in characters."""
+    model, tokenizer = ready(settings.model, settings.dtype, settings.device, settings.threads)
+    labels, limit = labels_of(model, settings.model), limit_of(settings, model)
+
+    def read(batch: Sequence[Row], counted: Counter[str]) -> Iterator[Result]:
+        texts = [Words.split(row.text) for row in batch]
+        try:
+            windows = encode_words(tokenizer, texts, limit, counted)
+        except DataError as error:
+            raise DataError(f"among {batch[0].where} to {batch[-1].where}: {error}") from None
+        scores = list(token_scores(model, [window.encoded for window in windows]))
+        own = defaultdict(list)
+        for window, score in zip(windows, scores, strict=True):
+            own[window.encoded.number].append((window, score))
+        for number, (row, words) in enumerate(zip(batch, texts, strict=True)):
+            parts = own[number]
+            scores_NC = word_scores(len(words), [w for w, _ in parts], [s for _, s in parts])
+            yield {"text": row.text, **row.fields, "entities": entities(words, scores_NC, labels)}
+
+    return each(settings, read, quiet=quiet, as_json=as_json)
+
+
+def labels_of(model: Model, where: str) -> Labels:
+    """The tags that a model was taught; ModelError where it was not."""
+    head = model.config.head if isinstance(model.config, ModelConfig) else None
+    if head is None or head.task != "tag":
+        raise ModelError(
+            f"{where} was not taught to tag: langmill finetune {where} --task tag --data FILE teaches it"
+        )
+    return Labels(head.labels, "tag")

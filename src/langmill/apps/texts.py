@@ -1,0 +1,182 @@
+"""Texts in, results out: what the commands that read share. Rows stream, so that files may be larger than memory."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, TextIO
+
+from langmill.common.errors import DataError, MissingExtra, UsageError
+from langmill.common.metrics import Report
+from langmill.common.progress import track
+from langmill.common.settings import ReadSettings
+
+LONGEST_LINE = 64 << 20  # characters: a longer one is no text
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One thing to read: where it stands, its text, and the other fields of its row."""
+
+    where: str
+    text: str
+    fields: dict[str, Any]
+
+
+def rows(settings: ReadSettings) -> Iterator[Row]:
+    """The texts given as arguments, then the file's, or standard input where there is neither.
+
+    UsageError where there is nothing to read, DataError names a row that is no text: nothing is left out silently.
+    """
+    for number, text in enumerate(settings.text, 1):
+        yield Row(f"text {number}", text, {})
+    if settings.file is not None:
+        yield from _file(settings.file, settings.field)
+    elif not settings.text:
+        if sys.stdin is None or sys.stdin.isatty():
+            raise UsageError("there is no text: give one, or --file FILE, or text on standard input")
+        yield from _lines(sys.stdin, "standard input", settings.field, None)
+
+
+def _file(path: Path, field: str) -> Iterator[Row]:
+    if not path.is_file():
+        raise UsageError(f"{path} is no file: --file takes one with texts")
+    if path.suffix == ".parquet":
+        yield from _parquet(path, field)
+        return
+    with open(path, encoding="utf-8-sig", newline="" if path.suffix in (".csv", ".tsv") else None) as file:
+        try:
+            if path.suffix in (".csv", ".tsv"):
+                yield from _table(file, path, field)
+            else:
+                yield from _lines(file, str(path), field, path.suffix == ".jsonl")
+        except UnicodeDecodeError as reason:
+            raise DataError(
+                f"{path} is not UTF-8 (byte {reason.start} of a part): convert it first"
+            ) from None
+
+
+def _lines(file: TextIO, name: str, field: str, as_rows: bool | None) -> Iterator[Row]:
+    """JSON rows or plain lines; None: rows where the first line is a JSON object. Empty lines are nothing."""
+    for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), ""), 1):
+        where = f"{name}, line {number}"
+        if len(line) == LONGEST_LINE:
+            raise DataError(f"{where} is longer than {LONGEST_LINE:,} characters: is it text?")
+        if not line.strip():
+            continue
+        if as_rows is None:
+            as_rows = line.lstrip().startswith("{") and _object(line) is not None
+        if not as_rows:
+            yield Row(where, line.rstrip("\r\n"), {})
+            continue
+        row = _object(line)
+        if row is None:
+            raise DataError(f"{where} is no JSON object: a row has {field!r}")
+        yield _row(where, row, field)
+
+
+def _object(line: str) -> dict[str, Any] | None:
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _table(file: TextIO, path: Path, field: str) -> Iterator[Row]:
+    csv.field_size_limit(LONGEST_LINE)
+    reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+    try:
+        for row in reader:
+            yield _row(
+                f"{path}, line {reader.line_num}", {str(key): value for key, value in row.items()}, field
+            )
+    except csv.Error as reason:
+        raise DataError(f"{path}, line {reader.line_num}: {reason}") from None
+
+
+def _parquet(path: Path, field: str) -> Iterator[Row]:
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError:
+        raise MissingExtra("data", "pyarrow") from None
+    number = 0
+    for batch in parquet.ParquetFile(path).iter_batches(1024):
+        for row in batch.to_pylist():
+            number += 1
+            yield _row(f"{path}, row {number}", row, field)
+
+
+def _row(where: str, row: dict[str, Any], field: str) -> Row:
+    text = row.get(field)
+    if not isinstance(text, str):
+        known = ", ".join(map(str, list(row)[:20])) or "nothing"
+        raise DataError(f"{where} has no text in {field!r} (it has {known}): name the field with --field")
+    return Row(where, text, {key: value for key, value in row.items() if key != field})
+
+
+def each(
+    settings: ReadSettings,
+    read: Callable[[Sequence[Row], Counter[str]], Iterator[Result]],
+    *,
+    quiet: bool,
+    as_json: bool,
+    plain: Callable[[Result], str] | None = None,
+) -> Report:
+    """`read` every batch of rows and write its results as they come, one JSON object a line, in the rows' order.
+
+    With --json nothing streams: `results` of the report holds them. `plain` writes a result as text instead.
+    """
+    counted: Counter[str] = Counter()
+    results: list[Result] = []
+    began, count = time.perf_counter(), 0
+    source = rows(settings)
+    with contextlib.ExitStack() as stack:
+        out = stack.enter_context(_out(settings))
+        progress = stack.enter_context(
+            track("reading", unit="texts", quiet=quiet or as_json or out is sys.stdout)
+        )
+        while batch := list(islice(source, settings.batch_size)):
+            for result in read(batch, counted):
+                count += 1
+                if as_json and settings.out is None:
+                    results.append(result)
+                    continue
+                out.write((plain(result) if plain else json.dumps(result, ensure_ascii=False)) + "\n")
+            out.flush()
+            progress.advance(len(batch))
+    seconds = time.perf_counter() - began
+    if not quiet:
+        said = [f"{count:,} texts in {seconds:.1f} s", *(f"{n:,} {what}" for what, n in counted.items() if n)]
+        print(", ".join(said), file=sys.stderr)
+    figures = {"texts_per_second": count / seconds if seconds else 0.0}
+    return Report(
+        settings.out, {"texts": count, **counted}, figures, "", {"results": results} if results else {}
+    )
+
+
+@contextlib.contextmanager
+def _out(settings: ReadSettings) -> Iterator[TextIO]:
+    """Standard output, or --out, which appears whole or not at all."""
+    if settings.out is None:
+        yield sys.stdout
+        return
+    path = settings.out
+    if path.exists() and not settings.force:
+        raise UsageError(f"{path} exists: choose another --out, or --force")
+    fresh = path.with_name(f".{path.name}.part")
+    try:
+        with open(fresh, "w", encoding="utf-8", newline="\n") as file:
+            yield file
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)

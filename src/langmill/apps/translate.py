@@ -1,0 +1,107 @@
+"""`langmill translate`: beam search over the sentences of each text, with its line breaks kept."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from langmill.apps.texts import Result, Row, each
+from langmill.common.errors import DataError, ModelError
+from langmill.common.metrics import Report
+from langmill.common.settings import TranslateSettings
+from langmill.families.folder import Model
+from langmill.infer.beam import Hypothesis, beam_search
+from langmill.infer.ready import ready
+from langmill.model.transformer import Transformer
+from langmill.text.tasks import Limit
+from langmill.text.tokenizer import Tokenizer
+from langmill.text.translate import encode_source, join_document, split_document
+
+ROWS = 16  # sentences that are searched together: of like length, so that none waits long for the others
+READS = 512
+
+
+def run(settings: TranslateSettings, *, quiet: bool = False, as_json: bool = False) -> Report:
+    """Results: {"text", "translation", "score"}; with --n-best above 1 also "best", for texts of one sentence.
+
+    The score is the mean of the sentences' (beam search's: log-probability a token). A sentence that reached
+    --max-new-tokens is counted as "cut off".
+    """
+    model, tokenizer = ready(settings.model, settings.dtype, settings.device, settings.threads)
+    network = checked(model, settings.model)
+
+    def read(batch: Sequence[Row], counted: Counter[str]) -> Iterator[Result]:
+        yield from translate(network, tokenizer, batch, settings, counted)
+
+    plain = (lambda result: str(result["translation"])) if settings.plain else None
+    return each(settings, read, quiet=quiet, as_json=as_json, plain=plain)
+
+
+def checked(model: Model, where: str) -> Transformer:
+    """ModelError where a model does not read before it writes."""
+    if not isinstance(model, Transformer) or model.config.encoder is None or model.config.decoder is None:
+        raise ModelError(f"{where} cannot translate: an encoder-decoder such as Marian, BART or T5 is needed")
+    return model
+
+
+def translate(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    batch: Sequence[Row],
+    settings: TranslateSettings,
+    counted: Counter[str],
+) -> Iterator[Result]:
+    """The translation of each row, its sentences among those of all rows, sorted by length."""
+    assert model.config.encoder_input is not None
+    length = min(model.config.encoder_input.length, READS)
+    documents = [split_document(tokenizer, row.text, length, sentences=True) for row in batch]
+    wanted = [(d, p) for d, pieces in enumerate(documents) for p, piece in enumerate(pieces) if piece.text]
+    limit = Limit(length)
+    sources = []
+    for d, p in wanted:
+        try:
+            sources.append(encode_source(tokenizer, documents[d][p].text, limit, counted).ids)
+        except DataError as error:
+            raise DataError(f"{batch[d].where}: {error}") from None
+    found = search(model, tokenizer, sources, settings, counted)
+    best: list[list[list[Hypothesis]]] = [[[] for _ in pieces] for pieces in documents]
+    for (d, p), answers in zip(wanted, found, strict=True):
+        best[d][p] = answers
+    for row, pieces, mine in zip(batch, documents, best, strict=True):
+        texts = [tokenizer.decode(own[0].ids).strip() if own else "" for own in mine]
+        scores = [own[0].score for own in mine if own]
+        result: Result = {
+            "text": row.text,
+            **row.fields,
+            "translation": join_document(pieces, texts),
+            "score": math.fsum(scores) / len(scores) if scores else 0.0,
+        }
+        if settings.n_best > 1 and len(scores) == 1:
+            (own,) = [own for own in mine if own]
+            result["best"] = [{"translation": tokenizer.decode(h.ids).strip(), "score": h.score} for h in own]
+        yield result
+
+
+def search(
+    model: Transformer, tokenizer: Tokenizer, sources: Sequence[Sequence[int]], settings: TranslateSettings,
+    counted: Counter[str],
+) -> list[list[Hypothesis]]:  # fmt: skip
+    """The best translations of each source, in order."""
+    order = sorted(range(len(sources)), key=lambda i: -len(sources[i]))
+    found: list[list[Hypothesis]] = [[] for _ in sources]
+    for at in range(0, len(order), ROWS):
+        group = order[at : at + ROWS]
+        answers = beam_search(
+            model,
+            [sources[i] for i in group],
+            stops=tokenizer.stop_ids,
+            beams=settings.beams,
+            n_best=min(settings.n_best, settings.beams),
+            length_penalty=settings.length_penalty,
+            max_new_tokens=settings.max_new_tokens,
+        )
+        for i, own in zip(group, answers, strict=True):
+            found[i] = own
+            counted["cut off"] += not own[0].ended
+    return found

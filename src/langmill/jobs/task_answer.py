@@ -1,0 +1,109 @@
+"""Questions with contexts for a fine-tuning run: the model learns where an answer begins and ends.
+
+Figures: exact_match and f1 by SQuAD's rule (Rajpurkar et al. 2016, arXiv:1606.05250, section 6.1), the best over the
+answers of a question.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+
+import numpy as np
+
+from langmill.adapt.heads import with_head
+from langmill.common.progress import track
+from langmill.common.settings import FinetuneSettings
+from langmill.data.items import Spanned
+from langmill.data.pipeline import Ledger
+from langmill.data.rows import Text
+from langmill.data.tasks import QuestionRow, read_questions
+from langmill.infer.read import token_scores
+from langmill.jobs.report import Sample, samples, text
+from langmill.jobs.report import join as joined
+from langmill.jobs.results import path_shown
+from langmill.jobs.work import Scored, Work, limit_of, pad_of
+from langmill.model.transformer import Transformer
+from langmill.text.answer import ContextWindow, answer_places, best_answers, encode_question, exact_match, f1
+from langmill.text.tokenizer import Tokenizer
+from langmill.train import tasks as objectives
+
+
+def prepare(
+    settings: FinetuneSettings, model: Transformer, tokenizer: Tokenizer, ledger: Ledger, quiet: bool
+) -> Work:
+    """Rows to items: the windows of a context are several; all questions about one context are on one side."""
+    counted, limit = Counter[str](), limit_of(settings, model, "window")
+    with track("reading", unit="questions", quiet=quiet) as progress:
+
+        def make(row: QuestionRow) -> tuple[QuestionRow, list[ContextWindow]]:
+            progress.advance(1)
+            return row, encode_question(tokenizer, row.question, row.context, limit, counted)
+
+        read = list(read_questions(settings.data, ledger, make))
+    windows = [(number, window) for number, (_, own) in enumerate(read) for window in own]
+    items, places = [], []
+    for number, window in windows:
+        row = read[number][0]
+        items.append(Text(row.where, window.encoded.ids, window.encoded.types, key=row.context))
+        places.append((0, 0) if row.span is None else answer_places(window, *row.span))
+    allowed = [window.allowed for _, window in windows]
+    source = Spanned.of(items, places, pad_of(tokenizer), allowed)
+    train, held = source.split(settings.holdout)
+    counted["windows without the answer"] += sum(
+        places[item] == (0, 0) and read[windows[item][0]][0].span is not None for item in train.tolist()
+    )
+    rows = [row for row, _ in read]
+    heldout = _Held(rows, [windows[item] for item in held.tolist()], settings.samples)
+    return Work(
+        model=with_head(model, "answer", (), settings.seed),
+        source=source,
+        train=train,
+        held=held,
+        objective=objectives.span,
+        score=heldout.score,
+        best="f1",
+        higher=True,
+        ledger=ledger,
+        counted=counted,
+        what="questions",
+        use=[("Ask:", f'langmill answer {path_shown(settings.out)} --question "Who?" "A text"')],
+    )
+
+
+class _Held:
+    """The held-out questions, and how a model does on them."""
+
+    def __init__(self, rows: list[QuestionRow], windows: list[tuple[int, ContextWindow]], shown: int):
+        self.rows, self.windows, self.shown = rows, windows, shown
+        self.can_be_empty = any(row.span is None for row in rows)
+
+    def score(self, model: Transformer, whole: bool) -> Scored:
+        """Figures of the best spans over each question's windows."""
+        own = defaultdict(list)
+        outputs = token_scores(model, (window.encoded for _, window in self.windows))
+        for (number, window), output in zip(self.windows, outputs, strict=True):
+            own[number].append((window, output))
+        marks: list[tuple[float, float]] = []
+        items: list[Sample] = []
+        for number, parts in own.items():
+            row = self.rows[number]
+            found = best_answers(
+                row.context,
+                [window for window, _ in parts],
+                [output[:, 0] for _, output in parts],
+                [output[:, 1] for _, output in parts],
+                no_answer=self.can_be_empty,
+            )
+            marks.append((exact_match(found["answer"], row.answers), f1(found["answer"], row.answers)))
+            if len(items) < 3 * self.shown:
+                items += [
+                    Sample("asked", "", row.question, "s3"),
+                    Sample("the model", "", found["answer"] or "(no answer)", "s0"),
+                    Sample("the data", "", " / ".join(row.answers) or "(no answer)", "s2"),
+                ]
+        exact, overlap = np.mean(np.array(marks), axis=0).tolist()
+        figures = {"exact_match": exact, "f1": overlap}
+        if not whole:
+            return Scored(figures)
+        words = text(f"{len(marks)} held-out questions; here are the first.", note=True)
+        return Scored(figures, [("Answers", joined(words, samples(items)))])

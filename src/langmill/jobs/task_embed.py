@@ -1,0 +1,96 @@
+"""Pairs of like texts for a fine-tuning run: a text learns to be nearest to its own among all others.
+
+Figures: accuracy (anchors whose own positive is the nearest of all held-out positives), mrr (mean of 1 / its rank), and
+at each of `tasks.dims` accuracy_D with vectors cut to D numbers.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+
+from langmill.common.errors import DataError
+from langmill.common.progress import track
+from langmill.common.settings import FinetuneSettings
+from langmill.data.items import Contrasted
+from langmill.data.pipeline import Ledger
+from langmill.data.rows import Text
+from langmill.data.tasks import GroupRow, read_groups
+from langmill.infer.read import embeddings
+from langmill.jobs.results import path_shown
+from langmill.jobs.work import Scored, Work, limit_of, pad_of
+from langmill.model.config import Pool
+from langmill.model.transformer import Transformer
+from langmill.text.frames import Encoded
+from langmill.text.tasks import encode_texts
+from langmill.text.tokenizer import Tokenizer
+from langmill.train import tasks as objectives
+
+
+def prepare(
+    settings: FinetuneSettings, model: Transformer, tokenizer: Tokenizer, ledger: Ledger, quiet: bool
+) -> Work:
+    """Rows to groups of an anchor, its positive and as many negatives as the row with the fewest has."""
+    t, counted, limit = settings.tasks, Counter[str](), limit_of(settings, model)
+    if limit.policy == "window":
+        raise DataError("a text becomes one vector: tasks.long_texts=window is not for embed, truncate is")
+    with track("reading", unit="pairs", quiet=quiet) as progress:
+
+        def make(row: GroupRow) -> tuple[GroupRow, list[Encoded]]:
+            progress.advance(1)
+            return row, encode_texts(tokenizer, [row.anchor, row.positive, *row.negatives], limit, counted)
+
+        read = list(read_groups(settings.data, ledger, make))
+    size = min(len(documents) for _, documents in read)
+    counted["negatives left out"] += sum(len(documents) - size for _, documents in read)
+    groups = [
+        [Text(row.where, document.ids, document.types) for document in documents[:size]]
+        for row, documents in read
+    ]
+    source = Contrasted.of(groups, pad_of(tokenizer))
+    train, held = source.split(settings.holdout)
+    dims = tuple((dim, 1.0) for dim in (*t.dims, model.config.main.dim)) if t.dims else ()
+    if wide := [dim for dim in t.dims if not 1 <= dim < model.config.main.dim]:
+        raise DataError(f"tasks.dims: {wide[0]} is not below the model's width, {model.config.main.dim}")
+    pairs = [read[number][1][:2] for number in held.tolist()]
+    return Work(
+        model=model,
+        source=source,
+        train=train,
+        held=held,
+        objective=partial(objectives.contrastive, scale=t.scale, dims=dims, pool=t.pool),
+        score=partial(_score, pairs, t.pool, t.dims),
+        best="mrr",
+        higher=True,
+        ledger=ledger,
+        counted=counted,
+        what="pairs",
+        use=[
+            (
+                "Make vectors:",
+                f"langmill embed {path_shown(settings.out)} --file texts.txt --out vectors.npy",
+            ),
+            ("Search:", f'langmill similar {path_shown(settings.out)} "What?" --file texts.txt'),
+        ],
+    )
+
+
+def _score(
+    pairs: Sequence[Sequence[Encoded]], pool: Pool, dims: Sequence[int], model: Transformer, whole: bool
+) -> Scored:
+    flat = [document for pair in pairs for document in pair]
+    x_N2D = np.stack(list(embeddings(model, flat, pool, normalise=False))).reshape(len(pairs), 2, -1)
+    figures = _ranked(x_N2D)
+    figures |= {f"accuracy_{dim}": _ranked(x_N2D[..., :dim])["accuracy"] for dim in dims}
+    return Scored(figures)
+
+
+def _ranked(x_N2D: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> dict[str, float]:
+    lengths = np.linalg.norm(x_N2D, axis=-1, keepdims=True)
+    anchors, others = np.moveaxis(x_N2D / np.maximum(lengths, 1e-12), 1, 0)
+    scores = anchors @ others.T
+    ranks = 1 + (scores > np.diag(scores)[:, None]).sum(1)
+    return {"accuracy": float((ranks == 1).mean()), "mrr": float((1 / ranks).mean())}

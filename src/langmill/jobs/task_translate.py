@@ -1,0 +1,139 @@
+"""Texts with their translations for a fine-tuning run.
+
+Figures: perplexity (a token of the target), and with the eval extra installed bleu and chrf (sacrebleu, greedy search,
+of at most SEARCHED held-out pairs).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from functools import partial
+from typing import Any
+
+from langmill.common.errors import ModelError
+from langmill.common.progress import track
+from langmill.common.settings import FinetuneSettings
+from langmill.data.items import Translated
+from langmill.data.pipeline import Ledger
+from langmill.data.rows import TaskRows, Text
+from langmill.data.tasks import TranslationRow, read_translations
+from langmill.infer.beam import beam_search
+from langmill.jobs.report import Sample, samples, text
+from langmill.jobs.report import join as joined
+from langmill.jobs.results import path_shown
+from langmill.jobs.work import Scored, Work, limit_of, pad_of
+from langmill.model.transformer import Transformer
+from langmill.text.frames import Encoded
+from langmill.text.tokenizer import Tokenizer
+from langmill.text.translate import encode_source, encode_target
+from langmill.train import tasks as objectives
+from langmill.train.step import tensors
+
+SEARCHED = (
+    200  # held-out pairs that are translated for the report; while training, perplexity alone is measured
+)
+ROWS = 16
+LONGEST = 2048  # places of a row when held-out pairs are scored
+
+
+def prepare(
+    settings: FinetuneSettings, model: Transformer, tokenizer: Tokenizer, ledger: Ledger, quiet: bool
+) -> Work:
+    """Rows to items; pairs that share a text on either side are on one side of the split."""
+    decoder = model.config.decoder_input
+    if decoder is None or model.config.encoder is None or decoder.start is None:
+        raise ModelError(
+            f"{settings.model} cannot translate: take an encoder-decoder (Marian, BART, T5), or make one with "
+            "langmill pretrain --objective denoise"
+        )
+    t, counted, limit = settings.tasks, Counter[str](), limit_of(settings, model, "error")
+    languages = (t.source, t.target) if {"source", "target"} & t.model_fields_set else None
+    with track("reading", unit="pairs", quiet=quiet) as progress:
+
+        def make(row: TranslationRow) -> tuple[TranslationRow, Encoded, list[int]]:
+            progress.advance(1)
+            read = encode_source(tokenizer, row.source, limit, counted)
+            return row, read, encode_target(tokenizer, row.target, limit, counted)
+
+        read = list(read_translations(settings.data, ledger, make, languages=languages))
+    sources = (Text(row.where, encoded.ids, key=row.source) for row, encoded, _ in read)
+    source = Translated.of(sources, [ids for _, _, ids in read], decoder.start, pad_of(tokenizer))
+    train, held = source.split(settings.holdout)
+    objective = partial(objectives.seq2seq, label_smoothing=t.label_smoothing)
+    heldout = _Held(settings, tokenizer, source, held, [(row, e.ids) for row, e, _ in read])
+    return Work(
+        model=model,
+        source=source,
+        train=train,
+        held=held,
+        objective=objective,
+        score=heldout.score,
+        best="perplexity",
+        higher=False,
+        ledger=ledger,
+        counted=counted,
+        what="pairs",
+        use=[("Translate:", f'langmill translate {path_shown(settings.out)} "A text" --plain')],
+    )
+
+
+class _Held:
+    """The held-out pairs, and how a model does on them."""
+
+    def __init__(
+        self, settings: FinetuneSettings, tokenizer: Tokenizer, source: Translated, held: Any, read: list[Any]
+    ):
+        self.settings, self.tokenizer, self.source, self.held = settings, tokenizer, source, held
+        self.pairs = [read[number] for number in held[:SEARCHED].tolist()]
+
+    def score(self, model: Transformer, whole: bool) -> Scored:
+        """Perplexity; for the report also translations and their scores."""
+        device, total, count = model.tokens.weight.device, 0.0, 0
+        import torch
+
+        length = max(LONGEST // 4, int(self.source.predictions(self.held).max()))
+        with torch.no_grad():
+            for batch in TaskRows(self.source, self.held, length, 1, self.settings.seed).once():
+                loss, scored = objectives.seq2seq(model, tensors(batch, device))
+                total, count = total + float(loss), count + int(scored)
+        figures = {"perplexity": math.exp(min(total / max(1, count), 100.0))}
+        if not whole:
+            return Scored(figures)
+        written = self._written(model)
+        figures |= bleu(written, [row.target for row, _ in self.pairs])
+        items = []
+        for (row, _), ours in list(zip(self.pairs, written, strict=True))[: self.settings.samples]:
+            items += [
+                Sample("source", "", row.source, "s3"),
+                Sample("the model", "", ours, "s0"),
+                Sample("the data", "", row.target, "s2"),
+            ]
+        words = text(
+            f"{len(written)} held-out texts were translated, the likeliest token each time.", note=True
+        )
+        return Scored(figures, [("Translations", joined(words, samples(items)))])
+
+    def _written(self, model: Transformer) -> list[str]:
+        order = sorted(range(len(self.pairs)), key=lambda i: -len(self.pairs[i][1]))
+        found = [""] * len(self.pairs)
+        for at in range(0, len(order), ROWS):
+            group = order[at : at + ROWS]
+            sources = [self.pairs[i][1] for i in group]
+            most = 2 * max(map(len, sources)) + 16
+            answers = beam_search(model, sources, stops=self.tokenizer.stop_ids, beams=1, max_new_tokens=most)
+            for i, own in zip(group, answers, strict=True):
+                found[i] = self.tokenizer.decode(own[0].ids).strip()
+        return found
+
+
+def bleu(written: list[str], wanted: list[str]) -> dict[str, float]:
+    """bleu and chrf by sacrebleu's defaults (Post 2018, arXiv:1804.08771); nothing where it is not installed."""
+    try:
+        import sacrebleu
+    except ImportError:
+        return {}
+    return {
+        "bleu": float(sacrebleu.corpus_bleu(written, [wanted]).score),
+        "chrf": float(sacrebleu.corpus_chrf(written, [wanted]).score),
+    }

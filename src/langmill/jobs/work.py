@@ -1,0 +1,110 @@
+"""What a task brings to a fine-tuning run: items packed into rows, an objective, and how a model is scored on them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from langmill.common.settings import FinetuneSettings, FinetuneTrainSettings
+from langmill.data.batches import Ints
+from langmill.data.pipeline import Ledger
+from langmill.data.rows import Source, TaskRows
+from langmill.jobs.report import Html
+from langmill.model.config import ModelConfig
+from langmill.model.transformer import Transformer
+from langmill.text.tasks import Limit
+from langmill.text.tokenizer import Tokenizer
+from langmill.train.objectives import Objective
+from langmill.train.step import tensors
+
+PASS_TOKENS = 2048  # places in one pass on a CPU: more gains nothing there
+RATE = 5e-5  # that suits all weights of a pretrained encoder (Devlin et al. 2018, appendix A.3: 2e-5 to 5e-5)
+BUCKETS = 64  # rows are as long as a multiple of this
+READS = 512  # tokens of one text, unless tasks.length says otherwise
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A model on the held-out items. sections: what the report shows of it, a heading each."""
+
+    figures: dict[str, float]
+    sections: list[tuple[str, Html]] = field(default_factory=list)
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Everything that a run needs to know of its task.
+
+    score: figures of a model in evaluation mode on some of `held`; `whole` asks for the report's parts too.
+    best: the figure by which the best checkpoint is chosen, `higher` or lower. what: the items' name in words.
+    """
+
+    model: Transformer
+    source: Source
+    train: Ints
+    held: Ints
+    objective: Objective
+    score: Callable[[Transformer, bool], Scored]
+    best: str
+    higher: bool
+    ledger: Ledger
+    counted: Mapping[str, int]
+    what: str
+    use: Sequence[tuple[str, str]]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+Prepare = Callable[[FinetuneSettings, Transformer, Tokenizer, Ledger, bool], Work]
+
+
+def chosen(settings: FinetuneSettings, work: Work, on_cpu: bool) -> FinetuneTrainSettings:
+    """The training settings with nothing left open: a row holds the longest item, a step about `tasks.batch_size`."""
+    t, sizes = settings.train, work.source.predictions(work.train)
+    config: ModelConfig = work.model.config
+    mean, longest = float(sizes.mean()), int(sizes.max())
+    whole = settings.tasks.batch_size * mean  # places of a step
+    places = max(longest, min(PASS_TOKENS, whole)) if on_cpu else max(longest, whole)
+    length = t.max_length or math.ceil(places / BUCKETS) * BUCKETS
+    rows = t.micro_batch_size or 1
+    passes = t.gradient_accumulation_steps
+    if "gradient_accumulation_steps" not in t.model_fields_set:
+        passes = max(1, round(whole / (rows * length)))
+    narrow = config.main.dim < 512
+    rate = t.learning_rate or RATE * (2 if narrow else 1)
+    found = {"max_length": length, "micro_batch_size": rows, "gradient_accumulation_steps": passes}
+    return t.model_copy(update=found | {"learning_rate": rate})
+
+
+def rows_of(settings: FinetuneSettings, work: Work, numbers: Ints) -> TaskRows:
+    """Batches of some of the items."""
+    t = settings.train
+    assert t.max_length and t.micro_batch_size
+    return TaskRows(work.source, numbers, t.max_length, t.micro_batch_size, settings.seed)
+
+
+@torch.no_grad()
+def held_loss(settings: FinetuneSettings, work: Work, model: Any) -> float:
+    """The objective's mean over the held-out items; NaN where there are none."""
+    if not len(work.held):
+        return math.nan
+    device, total, count = next(model.parameters()).device, 0.0, 0
+    for batch in rows_of(settings, work, work.held).once():
+        loss, scored = work.objective(model, tensors(batch, device))
+        total, count = total + float(loss), count + int(scored)
+    return total / count if count else math.nan
+
+
+def limit_of(settings: FinetuneSettings, model: Transformer, policy: str = "truncate") -> Limit:
+    """What becomes of texts longer than the model reads, or than `tasks.length`."""
+    reads = min(model.config.length, settings.tasks.length or READS)
+    return Limit(reads, settings.tasks.long_texts or policy, settings.tasks.overlap)
+
+
+def pad_of(tokenizer: Tokenizer) -> int:
+    """The id that fills rows; nothing looks at it."""
+    return tokenizer.boundary_id if tokenizer.pad_id is None else tokenizer.pad_id

@@ -1,0 +1,276 @@
+"""Labels, tags, answers, translations and pairs to a model and back to results, on tiny models."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+
+from langmill.apps import answer, classify, embed, tag, translate
+from langmill.common import settings as s
+from langmill.common.configure import configure
+from langmill.common.errors import DataError, ModelError, UsageError
+from langmill.common.metrics import Report
+from langmill.families.folder import load, save
+from langmill.jobs import finetune
+from langmill.model.config import Head, Learned, ModelConfig, Sinusoidal, StackConfig, Tokens
+from langmill.model.init import init_
+from langmill.model.transformer import Transformer
+from langmill.text.tokenizer import Tokenizer
+
+TOPICS = {
+    "sea": "wave ship sail tide harbour fish 海 船".split(),
+    "farm": "cow barn hay tractor field wheat 牛 田".split(),
+    "sky": "cloud star moon plane wind comet 月 星".split(),
+}
+FILLER = "the a of on by near old big small green".split()
+NAMES, PLACES = ["Ada", "Omar", "Li Wei"], ["Paris", "Cairo", "Oslo"]
+ENGLISH = dict(
+    zip("one two three red blue cat dog".split(), "eins zwei drei rot blau katze hund".split(), strict=True)
+)
+QUICK = ("dtype=float32", "compile=false", "threads=1", "learning_rate=0.003", "holdout=0.15")
+
+
+def texts(count: int = 240) -> list[dict[str, Any]]:
+    draw, rows = random.Random(0), []
+    for _ in range(count):
+        label = draw.choice(list(TOPICS))
+        words = [draw.choice(FILLER) if draw.random() < 0.5 else draw.choice(TOPICS[label]) for _ in range(9)]
+        rows.append({"text": " ".join([*words, draw.choice(TOPICS[label])]), "label": label})
+    return rows
+
+
+def tagged(count: int = 200) -> list[dict[str, Any]]:
+    draw, rows = random.Random(1), []
+    for _ in range(count):
+        name, place = draw.choice(NAMES).split(), draw.choice(PLACES)
+        tokens = [*name, "went", "from", "the", draw.choice(FILLER), "farm", "to", place, "."]
+        first = ["B-PER"] + ["I-PER"] * (len(name) - 1)
+        rows.append({"tokens": tokens, "tags": [*first, *["O"] * 6, "B-LOC", "O"]})
+    return rows
+
+
+def questions(count: int = 200) -> list[dict[str, Any]]:
+    draw, rows = random.Random(2), []
+    for i in range(count):
+        name, place, thing = draw.choice(NAMES), draw.choice(PLACES), draw.choice(FILLER)
+        context = f"In {place} the {thing} number {i} was seen by {name} at night."
+        asked, found = draw.choice([("Who saw it?", name), ("Where was it?", place)])
+        answers = {"text": [found], "answer_start": [context.index(found)]}
+        rows.append({"id": str(i), "question": asked, "context": context, "answers": answers})
+    return rows
+
+
+def pairs(count: int = 200) -> list[dict[str, Any]]:
+    draw, rows, seen = random.Random(3), [], set[tuple[str, ...]]()
+    while len(rows) < count:
+        words = tuple(draw.choice(list(ENGLISH)) for _ in range(draw.randint(2, 4)))
+        if words not in seen:
+            seen.add(words)
+            rows.append({"translation": {"en": " ".join(words), "de": " ".join(ENGLISH[w] for w in words)}})
+    return rows
+
+
+def alike(count: int = 120) -> list[dict[str, Any]]:
+    draw, rows = random.Random(4), []
+    for i in range(count):
+        own = f"item{i}"
+        rows.append(
+            {"anchor": f"{own} {draw.choice(FILLER)}", "positive": f"{draw.choice(FILLER)} about {own}"}
+        )
+    return rows
+
+
+def written(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
+    """A BERT and a Marian of random weights, and the rows of every task."""
+    folder = tmp_path_factory.mktemp("tasks")
+    rows = {
+        "classify": texts(),
+        "tag": tagged(),
+        "answer": questions(),
+        "translate": pairs(),
+        "embed": alike(),
+    }
+    found = {task: written(folder / f"{task}.jsonl", own) for task, own in rows.items()}
+    tokenizer = Tokenizer.train(
+        [json.dumps(row, ensure_ascii=False) for own in rows.values() for row in own], 420
+    )
+    vocab, bias = tokenizer.vocab_size, frozenset({"q", "k", "v", "o", "mlp"})
+    shape: dict[str, Any] = {
+        "dim": 48, "layers": 2, "heads": 4, "kv_heads": 4, "head_dim": 12, "hidden": 96, "norm": "layer",
+        "activation": "gelu", "gated": False, "bias": bias, "norm_order": "post",
+    }  # fmt: skip
+    reader = ModelConfig(
+        encoder=StackConfig(**shape, norm_eps=1e-12, position=Learned(), causal=False),
+        encoder_input=Tokens(vocab, 64, types=2, norm=True),
+        head=Head(vocab, True, True, "gelu", transform_norm=True),
+    )
+    sinusoidal: dict[str, Any] = {**shape, "norm_eps": 1e-5, "position": Sinusoidal()}
+    writer = ModelConfig(
+        encoder=StackConfig(**sinusoidal, causal=False),
+        encoder_input=Tokens(vocab, 64, scale=48**0.5),
+        decoder=StackConfig(**sinusoidal, cross=True),
+        decoder_input=Tokens(vocab, 64, scale=48**0.5, start=tokenizer.pad_id),
+        head=Head(vocab, True, True),
+    )
+    for name, config in (("bert", reader), ("marian", writer)):
+        model = Transformer(config)
+        init_(model, 0)
+        save(model, tokenizer, folder / name)
+        found[name] = folder / name
+    yield found
+
+
+def taught(
+    places: dict[str, Path], task: str, out: Path, *more: str, base: str = "bert", **given: Any
+) -> Report:
+    known = {"model": str(places[base]), "task": task, "data": [str(places[task])], "out": out}
+    settings = configure(s.FinetuneSettings, None, [*QUICK, *more], **known, **given)
+    return finetune.run(settings, quiet=True)
+
+
+def results(command: Any, kind: str, model: Path, *words: str, **given: Any) -> list[dict[str, Any]]:
+    settings = configure(getattr(s, kind), None, [], model=str(model), text=list(words), **given)
+    found: list[dict[str, Any]] = command(settings, quiet=True, as_json=True).extra["results"]
+    return found
+
+
+def test_classify(places: dict[str, Path], tmp_path: Path) -> None:
+    report = taught(places, "classify", tmp_path / "out", "num_train_epochs=6")
+    assert report.figures["macro_f1"] > 0.9 > 0.5 > report.figures["majority"]
+    assert sum(map(sum, report.extra["confusion"])) == report.counts["held_out_examples"]
+    first, second = results(
+        classify.run, "ClassifySettings", tmp_path / "out", "the ship near a wave", "牛 by the barn"
+    )
+    assert (first["label"], second["label"]) == ("sea", "farm")
+    assert sum(first["scores"].values()) == pytest.approx(1)
+    model, _ = load(tmp_path / "out")
+    assert model.config.head.labels == ("farm", "sea", "sky")  # type: ignore[union-attr]
+    theirs = transformers.pipeline("text-classification", str(tmp_path / "out"), device="cpu")
+    assert [one["label"] for one in theirs(["the ship near a wave"])] == ["sea"]
+    page = (tmp_path / "out.run/report.html").read_text(encoding="utf-8")
+    assert "What is taken for what" in page and "Each label" in page
+    assert "the ship" not in (tmp_path / "out/README.md").read_text(encoding="utf-8")
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(places: dict[str, Path], tmp_path: Path) -> None:
+    """The best checkpoint and the order of the items survive."""
+    more = ("max_steps=12", "save_every=3", "eval_every=3")
+    taught(places, "classify", tmp_path / "whole", *more)
+    stopped = tmp_path / "cut.run"
+
+    class Cut(Exception):
+        pass
+
+    from langmill.train import loop
+
+    original = loop._Run.step
+
+    def step(run: Any) -> bool:
+        if run.state.step == 7:
+            raise Cut
+        return original(run)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop._Run, "step", step)
+        with pytest.raises(Cut):
+            taught(places, "classify", tmp_path / "cut", *more)
+    assert sorted(path.name for path in (stopped / "checkpoints").glob("step-*"))[-1] == "step-00000006"
+    taught(places, "classify", tmp_path / "cut", *more, resume=True)
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "cut")]
+    assert weights[0] == weights[1]
+
+
+def test_several_labels_and_numbers(places: dict[str, Path], tmp_path: Path) -> None:
+    rows = [
+        {"text": row["text"], "label": [row["label"], "wet"] if row["label"] == "sea" else []}
+        for row in texts()
+    ]
+    several = {**places, "classify": written(tmp_path / "several.jsonl", rows)}
+    report = taught(
+        several, "classify", tmp_path / "several", "num_train_epochs=6", "tasks.class_weights=true"
+    )
+    assert report.figures["micro_f1"] > 0.9
+    (found,) = results(classify.run, "ClassifySettings", tmp_path / "several", "ship wave tide fish")
+    assert set(found["label"]) == {"sea", "wet"}
+    rows = [{"text": row["text"], "label": float(row["text"].count(" ")) / 10} for row in texts(60)]
+    numbers = {**places, "classify": written(tmp_path / "numbers.jsonl", rows)}
+    report = taught(numbers, "classify", tmp_path / "numbers", "num_train_epochs=1", "tasks.kind=regress")
+    assert report.figures["mean_absolute_error"] >= 0
+    (found,) = results(classify.run, "ClassifySettings", tmp_path / "numbers", "a text")
+    assert isinstance(found["score"], float) and "label" not in found
+
+
+def test_early_stopping_keeps_the_best(places: dict[str, Path], tmp_path: Path) -> None:
+    more = ("max_steps=60", "eval_every=2", "tasks.patience=2", "learning_rate=1e-9")
+    report = taught(places, "classify", tmp_path / "out", *more)
+    assert report.counts["steps"] < 60
+
+
+def test_tag(places: dict[str, Path], tmp_path: Path) -> None:
+    report = taught(places, "tag", tmp_path / "out", "num_train_epochs=8")
+    assert report.figures["f1"] > 0.9
+    text = "Li Wei went from the old farm to Cairo."
+    (found,) = results(tag.run, "TagSettings", tmp_path / "out", text)
+    assert [(e["label"], e["text"]) for e in found["entities"]] == [("PER", "Li Wei"), ("LOC", "Cairo")]
+    assert all(text[e["start"] : e["end"]] == e["text"] for e in found["entities"])
+
+
+def test_answer(places: dict[str, Path], tmp_path: Path) -> None:
+    report = taught(places, "answer", tmp_path / "out", "num_train_epochs=10")
+    assert report.figures["f1"] > 0.6
+    context = "In Oslo the big number 7 was seen by Ada at night."
+    (found,) = results(
+        answer.run, "AnswerSettings", tmp_path / "out", context, question="Who saw it?", n_best=3
+    )
+    assert found["answer"] == context[found["start"] : found["end"]]
+    assert len(found["best"]) == 3 and 0 <= found["no_answer_score"] <= 1
+
+
+def test_translate(places: dict[str, Path], tmp_path: Path) -> None:
+    report = taught(places, "translate", tmp_path / "out", "num_train_epochs=40", base="marian")
+    assert report.figures["perplexity"] < 3 and report.figures["chrf"] > 30
+    found = results(
+        translate.run, "TranslateSettings", tmp_path / "out", "cat dog\n\n  red cat \n", "blue dog", beams=3
+    )
+    assert found[0]["translation"].count("\n") == 3 and found[0]["translation"].endswith(" \n")
+    assert found[1]["translation"] == "blau hund"
+
+
+def test_embed(places: dict[str, Path], tmp_path: Path) -> None:
+    before = taught(places, "embed", tmp_path / "few", "max_steps=1", "learning_rate=1e-9").figures["mrr"]
+    report = taught(places, "embed", tmp_path / "out", "num_train_epochs=15", "tasks.dims=[16]")
+    assert report.figures["mrr"] > before and "accuracy_16" in report.figures
+    one, two = results(embed.run, "EmbedSettings", tmp_path / "out", "item3 old", "green", dims=16)
+    assert len(one["embedding"]) == 16 and sum(x * x for x in two["embedding"]) == pytest.approx(1)
+    texts = ["about item1", "about item7", "about item40"]
+    near = results(embed.similar, "SimilarSettings", tmp_path / "out", *texts, query="item7 about", top=2)
+    assert near[0]["text"] == "about item7" and near[0]["score"] >= near[1]["score"]
+
+
+def test_what_cannot_be_taught_is_refused(places: dict[str, Path], tmp_path: Path) -> None:
+    same = written(tmp_path / "same.jsonl", [{"text": f"text {i}", "label": "one"} for i in range(9)])
+    with pytest.raises(DataError, match='only the one label|the one label "one"'):
+        taught({**places, "classify": same}, "classify", tmp_path / "a")
+    with pytest.raises(UsageError, match="method lora is for chat and prefer"):
+        taught(places, "classify", tmp_path / "b", method="lora")
+    with pytest.raises(ModelError, match="cannot translate"):
+        taught(places, "translate", tmp_path / "c")
+    with pytest.raises(ModelError, match="was not taught to classify"):
+        results(classify.run, "ClassifySettings", places["bert"], "a text")
+    with pytest.raises(ModelError, match="bart cannot classify"):
+        taught(places, "classify", tmp_path / "d", base="marian")
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(DataError, match="there is nothing in it"):
+        taught({**places, "classify": tmp_path / "empty.jsonl"}, "classify", tmp_path / "e")
