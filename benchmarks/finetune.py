@@ -6,9 +6,10 @@
     scripts/bench finetune --parity        the first step's loss and gradient norm of both, on the same eight rows
 
 SmolLM2-135M, rank 16 on all linear layers, conversations of unequal lengths (chitchat), 512 tokens, batch 8: rows of
-packed conversations here, and one conversation a row there, so that a pass here holds more of them; with --same it
+packed conversations here and one conversation a row there, so that a pass here holds more of them; with --same it
 holds the same eight, which pack into fewer rows. Every measurement is a process of its own. PYTHON belongs to an
-environment with trl, peft and datasets; the first use makes one in .venv-peers. The first step of each process warms up and does not count.
+environment with trl, peft and datasets; the first use makes one in .venv-peers. The first step of each process warms
+up and does not count.
 """
 
 from __future__ import annotations

@@ -9,12 +9,17 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from langmill import cli
 from langmill.families.folder import load, save
+from langmill.model.config import Head, Learned, ModelConfig, Sinusoidal, StackConfig, Tokens
+from langmill.model.init import init_
+from langmill.model.transformer import Transformer
+from langmill.text.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parent.parent
 
@@ -24,6 +29,7 @@ LITTLE = {
     "pretrain": [*BUDGET, "--threads", "1"],
     "plan": ["--no-probe"],
     "generate": ["--max-new-tokens", "4"],
+    "translate": ["--max-new-tokens", "4"],
     "evaluate": ["--resamples", "20"],
     "finetune": [*"train.max_steps=2 train.dtype=float32 train.compile=false".split(), "--threads", "1"],
 }
@@ -79,7 +85,46 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "chats.jsonl").write_text(
         "".join(json.dumps({"messages": chat}) + "\n" for chat in chats), "utf-8"
     )
+    task_inputs(folder)
     return folder
+
+
+def task_inputs(folder: Path) -> None:
+    """Rows for the tasks, and an encoder and an encoder-decoder of random weights that read them."""
+    rows: dict[str, list[dict[str, object]]] = {
+        "labels": [{"text": f"{kind} {i} went by", "label": kind} for i in range(12) for kind in ("boat", "cow")],
+        "names": [{"tokens": ["Ada", "saw", f"boat{i}"], "tags": ["B-PER", "O", "O"]} for i in range(12)],
+        "squad": [
+            {"question": "Who?", "context": f"It was Ada, at {i}.", "answers": {"text": ["Ada"], "answer_start": [7]}}
+            for i in range(12)
+        ],
+        "translations": [{"translation": {"en": f"{i} boats", "de": f"{i} Boote"}} for i in range(12)],
+        "alike": [{"anchor": f"boat {i}", "positive": f"the boat of number {i}"} for i in range(12)],
+    }  # fmt: skip
+    for name, own in rows.items():
+        (folder / f"{name}.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in own), encoding="utf-8"
+        )
+    tokenizer = Tokenizer.train([json.dumps(row) for own in rows.values() for row in own], 300)
+    vocab, shape = (
+        tokenizer.vocab_size,
+        {"norm": "layer", "activation": "gelu", "gated": False, "norm_order": "post"},
+    )
+    every = frozenset({"q", "k", "v", "o", "mlp"})
+    reads = StackConfig(
+        32, 1, 2, 2, 16, 48, position=Learned(), norm_eps=1e-12, causal=False, bias=every, **shape
+    )  # type: ignore[arg-type]
+    source = StackConfig(32, 1, 2, 2, 16, 48, position=Sinusoidal(), causal=False, bias=every, **shape)  # type: ignore[arg-type]
+    tokens = Tokens(vocab, 64, types=2, norm=True)
+    encoder = ModelConfig(encoder=reads, encoder_input=tokens, head=Head(vocab, True, True, "gelu", True))
+    writer = ModelConfig(
+        encoder=source, encoder_input=Tokens(vocab, 64), decoder=replace(source, causal=True, cross=True),
+        decoder_input=Tokens(vocab, 64, start=tokenizer.pad_id), head=Head(vocab, True, True),
+    )  # fmt: skip
+    for name, config in (("ENCODER", encoder), ("WRITER", writer)):
+        model = Transformer(config)
+        init_(model, 0)
+        save(model, tokenizer, folder / name)
 
 
 def test_every_command_of_the_readme_runs(
@@ -87,7 +132,16 @@ def test_every_command_of_the_readme_runs(
 ) -> None:
     monkeypatch.chdir(place)
     found = commands(README)
-    assert {words[0] for words in found} >= {"pretrain", "plan", "generate", "evaluate", "tokenizer", "data"}
+    assert {words[0] for words in found} >= {
+        "pretrain",
+        "plan",
+        "generate",
+        "evaluate",
+        "tokenizer",
+        "data",
+        "classify",
+        "translate",
+    }
     monkeypatch.setattr("sys.stdin", io.StringIO("Boat 1?\n"))  # what `chat` is told
     for words in found:
         assert cli.run(shortened(words)) == 0, (words, capfd.readouterr().err)

@@ -259,6 +259,26 @@ def test_embed(places: dict[str, Path], tmp_path: Path) -> None:
     assert near[0]["text"] == "about item7" and near[0]["score"] >= near[1]["score"]
 
 
+@pytest.mark.parametrize(
+    ("task", "learnt"),
+    [
+        ("classify", "→ s"),
+        ("tag", "⟦B-PER⟧"),
+        ("answer", "⟦"),
+        ("translate", "→ "),
+        ("embed", "= "),
+    ],
+)
+def test_a_preview_shows_what_is_learnt(
+    task: str, learnt: str, places: dict[str, Path], tmp_path: Path
+) -> None:
+    base = "marian" if task == "translate" else "bert"
+    report = taught(places, task, tmp_path / "out", base=base, preview=4)
+    assert learnt in report.text and f"{task}.jsonl" in report.text
+    assert report.counts["trained"] > report.counts["held_out"] > 0
+    assert not (tmp_path / "out").exists() and not (tmp_path / "out.run").exists()
+
+
 def test_what_cannot_be_taught_is_refused(places: dict[str, Path], tmp_path: Path) -> None:
     same = written(tmp_path / "same.jsonl", [{"text": f"text {i}", "label": "one"} for i in range(9)])
     with pytest.raises(DataError, match='only the one label|the one label "one"'):

@@ -353,8 +353,10 @@ def export(
 
 def preview(settings: FinetuneSettings, quiet: bool = False) -> Report:
     """The first examples as the model will see them, with what is trained in colour."""
-    from langmill.jobs import prefer
+    from langmill.jobs import prefer, task_preview
 
+    if settings.task not in ("chat", "prefer"):
+        return task_preview.preview(settings, *opened(settings), quiet)
     shape, brought = outline(settings.model)
     tokenizer = _tokenizer(settings, brought)
     wanted = settings.preview or 3

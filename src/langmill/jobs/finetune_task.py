@@ -68,6 +68,13 @@ def check(settings: FinetuneSettings) -> None:
         )
 
 
+def readable(model: Model) -> Transformer:
+    """The model, if it can be taught tasks."""
+    if not isinstance(model, Transformer):
+        raise ModelError("an LSTM cannot be taught tasks: take a Transformer")
+    return model
+
+
 def prepare_for(task: str) -> Prepare:
     """The function that makes a task's work of rows."""
     found: Prepare = importlib.import_module(f"langmill.jobs.task_{task}").prepare
@@ -82,9 +89,9 @@ def run(
     Figures: those of the task (task_classify and its neighbours say which), loss (held out), tokens_per_second,
     peak_bytes. DataError where no row is usable or there is nothing to tell apart.
     """
-    if not isinstance(model, Transformer):
-        raise ModelError("an LSTM cannot be taught tasks: take a Transformer")
-    work = prepare_for(settings.task)(settings, model, tokenizer, Ledger(folder / "errors.jsonl"), quiet)
+    work = prepare_for(settings.task)(
+        settings, readable(model), tokenizer, Ledger(folder / "errors.jsonl"), quiet
+    )
     device = find_device(settings.train.device)
     settings = settings.model_copy(
         update={"method": "full", "train": chosen(settings, work, device.type == "cpu")}
