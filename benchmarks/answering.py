@@ -91,8 +91,6 @@ def main() -> int:
         batches = [
             tensors(batch, torch.device("cpu")) for batch in TaskRows(source, numbers, 2048, 1, 0).once()
         ]
-        for batch in batches:
-            batch.pop("labels", None)
         done = train_step(model, optimizer, span, batches, learning_rate=RATE, max_grad_norm=1.0)
         seconds["langmill"] += time.perf_counter() - began
         losses["langmill"].append(done.loss)

@@ -99,6 +99,7 @@ def task_inputs(folder: Path) -> None:
             for i in range(12)
         ],
         "translations": [{"translation": {"en": f"{i} boats", "de": f"{i} Boote"}} for i in range(12)],
+        "choices": [{"question": f"Boat {i}?", "choices": ["yes", "no"], "answer": i % 2} for i in range(12)],
         "alike": [{"anchor": f"boat {i}", "positive": f"the boat of number {i}"} for i in range(12)],
     }  # fmt: skip
     for name, own in rows.items():

@@ -77,7 +77,7 @@ COMMANDS = (
         "similar", "apps.embed", "The texts that are nearest to a query.", "SimilarSettings",
         ("model", "query", "text"), "similar",
     ),
-    Command("evaluate", "jobs.evaluate", "Loss and bits per byte of a model.", "EvaluateSettings", ("model",)),
+    Command("evaluate", "jobs.evaluate", "Score a model on text or rows.", "EvaluateSettings", ("model",)),
 )  # fmt: skip
 GROUPS = {"data": "Text to documents to token shards.", "tokenizer": "Train and inspect tokenizers."}
 READERS = tuple(f"apps.{name}" for name in ("classify", "tag", "answer", "translate", "embed"))

@@ -4,6 +4,7 @@ from hypothesis import strategies as st
 
 from langmill.common.errors import SettingsError
 from langmill.common.settings import ModelSettings, TrainSettings
+from langmill.families.folder import export_config
 from langmill.jobs.size import NAMED, config_for, largest_vocabulary, lstm_of, resolve, target
 from langmill.model.config import LSTMConfig, ModelConfig
 from langmill.model.count import parameters
@@ -39,6 +40,24 @@ def test_larger_models_learn_slower_on_longer_rows(one: int, other: int) -> None
     rates = [resolve(ModelSettings(size=str(n)), TrainSettings(), 1024)[1] for n in (small, large)]
     assert rates[0].learning_rate >= rates[1].learning_rate * 0.8
     assert rates[0].max_length <= rates[1].max_length
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes, st.sampled_from([("bert", "masked"), ("marian", "denoise"), ("t5", "denoise")]), st.floats(0.05, 1)
+)
+def test_encoders_and_pairs_are_as_large_as_asked_and_other_tools_know_them(
+    count: int, what: tuple[str, str], share: float
+) -> None:
+    family, objective = what
+    vocab = max(300, int(share * min(largest_vocabulary(count), 200_000)))
+    model, train = ModelSettings(family=family, size=str(count)), TrainSettings(objective=objective)
+    config, train = resolve(model, train, vocab, start=1)
+    assert isinstance(config, ModelConfig) and abs(parameters(config) / count - 1) < 0.08
+    theirs, _ = export_config(config)
+    assert theirs["model_type"] == {"t5": "mt5"}.get(family, family)
+    assert [tokens.start for _, tokens in config.stacks] == ([None] if family == "bert" else [None, 1])
+    assert len({(stack.layers, stack.dim, stack.hidden) for stack, _ in config.stacks}) == 1
 
 
 def test_the_small_model_is_the_benchmark_shape() -> None:

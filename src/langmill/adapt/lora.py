@@ -52,6 +52,8 @@ def quantise(model: Model) -> None:
 
     replace(model, fits, lambda name, layer: Int4Linear.of(layer))  # type: ignore[arg-type]
     model.tokens.weight.data = model.tokens.weight.data.bfloat16()
+    for weight in model.parameters():  # while one weight lies in the mapped file, all of the file is held
+        weight.data = weight.data.clone()
 
 
 def _chosen(known: list[Place], targets: list[str]) -> list[Place]:

@@ -11,6 +11,8 @@ from typing import Literal
 
 from pydantic import Field
 
+from langmill.common.data_settings import DataSettings as DataSettings
+from langmill.common.evaluate_settings import EvaluateSettings as EvaluateSettings
 from langmill.common.setting import Count as Count
 from langmill.common.setting import Device as Device
 from langmill.common.setting import SampleBytes as SampleBytes
@@ -20,6 +22,9 @@ from langmill.common.setting import Threads as Threads
 from langmill.common.setting import UseDtype as UseDtype
 from langmill.common.setting import VocabularySize as VocabularySize
 from langmill.common.setting import parse_count as parse_count
+from langmill.common.train_settings import FinetuneTrainSettings as FinetuneTrainSettings
+from langmill.common.train_settings import ModelSettings as ModelSettings
+from langmill.common.train_settings import TrainSettings as TrainSettings
 from langmill.common.use_settings import AnswerSettings as AnswerSettings
 from langmill.common.use_settings import ChatSettings as ChatSettings
 from langmill.common.use_settings import ClassifySettings as ClassifySettings
@@ -30,22 +35,6 @@ from langmill.common.use_settings import SimilarSettings as SimilarSettings
 from langmill.common.use_settings import TagSettings as TagSettings
 from langmill.common.use_settings import TranslateSettings as TranslateSettings
 from langmill.common.use_settings import WriteSettings as WriteSettings
-
-
-class DataSettings(Settings):
-    """How files become documents and token shards."""
-
-    holdout: float = Field(
-        0.02, ge=0, lt=1,
-        description="share of the documents kept out of training for evaluation, chosen by a hash of "
-        "their text, so that equal texts never stand on both sides (0 to below 1)",
-    )  # fmt: skip
-    text_field: str = Field("text", min_length=1, description="the field or column that holds a row's text")
-    section_bytes: Count = Field(
-        16384, ge=256,
-        description="plain-text files longer than this many bytes are cut at blank lines into documents",
-    )  # fmt: skip
-    shard_tokens: Count = Field(64_000_000, ge=1, description="tokens in one shard file, at most")
 
 
 class TokenizerSettings(Settings):
@@ -59,90 +48,6 @@ class TokenizerSettings(Settings):
     )
     vocab_size: VocabularySize = None
     sample_bytes: SampleBytes = 64 << 20
-
-
-class ModelSettings(Settings):
-    """The model's shape: one dial, `size`, and an override for each number behind it."""
-
-    family: Literal["llama", "gpt2", "qwen3", "lstm"] = Field(
-        "llama", description="architecture; lstm is the recurrent baseline, which other tools cannot load"
-    )
-    size: str = Field(
-        "small", description="tiny, small, base, ... (see `langmill plan`), or a parameter count such as 10M"
-    )
-    layers: int | None = Field(None, ge=1, description="blocks in the stack; none: from size")
-    dim: int | None = Field(None, ge=1, description="width of the residual stream; none: from size")
-    heads: int | None = Field(None, ge=1, description="attention heads; none: from size")
-    kv_heads: int | None = Field(
-        None, ge=1, description="key and value heads, a divisor of heads; none: from size"
-    )
-    hidden: int | None = Field(None, ge=1, description="width inside the MLP; none: from size")
-    tied: bool | None = Field(
-        None, description="share the embedding with the output layer (saves vocabulary x dim parameters); "
-        "none: from size",
-    )  # fmt: skip
-
-
-class TrainSettings(Settings):
-    """The training loop: how much, how fast, with which optimizer, and what it keeps."""
-
-    objective: Literal["causal"] = Field("causal", description="causal: predict the next token")
-    max_length: int | None = Field(None, ge=2, description="tokens in one row; none: from size")
-    max_steps: Count | None = Field(
-        None, ge=1, description="optimizer steps to run; overrides num_train_epochs when both are given"
-    )
-    num_train_epochs: float | None = Field(
-        None, gt=0, description="passes over the training text; none: 1, unless max_steps is given"
-    )
-    micro_batch_size: int | None = Field(
-        None, ge=1, description="rows in one forward and backward pass; none: from size"
-    )
-    gradient_accumulation_steps: int = Field(
-        1, ge=1, description="micro-batches in one optimizer step, weighted by their tokens: 1x8 equals 8x1"
-    )
-    learning_rate: float | None = Field(None, gt=0, description="peak learning rate; none: from size")
-    min_lr_ratio: float = Field(0.1, ge=0, le=1, description="last learning rate as a share of the peak")
-    warmup_ratio: float = Field(
-        0.02, ge=0, le=1, description="share of the steps in which the learning rate rises from 0 to its peak"
-    )
-    schedule: Literal["cosine", "wsd", "constant"] = Field(
-        "cosine", description="after the warm-up: cosine decay; wsd: stable, then decay; constant"
-    )
-    decay_ratio: float = Field(
-        0.2, ge=0, le=1, description="wsd: share of the steps spent decaying at the end"
-    )
-    optimizer: Literal["adamw", "muon"] = Field(
-        "adamw", description="adamw for all; muon: Muon for the matrices in the blocks, AdamW for the rest"
-    )
-    weight_decay: float = Field(0.1, ge=0, description="decoupled decay of matrices (norms and biases: none)")
-    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW: decay of the mean of the gradient")
-    beta2: float = Field(0.95, ge=0, lt=1, description="AdamW: decay of the mean of its square")
-    max_grad_norm: float = Field(1.0, ge=0, description="clip the gradient to this norm; 0: never")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="number type of the matrix products; auto: the faster one by a short measurement"
-    )
-    compile: Literal["auto"] | bool = Field(
-        "auto",
-        description="torch.compile (20 to 60 s at the start); auto: when the run is long enough to repay it",
-    )
-    gradient_checkpointing: bool = Field(
-        False,
-        description="keep only each block's input and compute the rest twice: less memory, a third slower",
-    )
-    save_every: int | None = Field(
-        None, ge=1, description="steps between checkpoints; none: about two minutes' worth"
-    )
-    eval_every: int | None = Field(
-        None, ge=1, description="steps between validations on the held-out documents; none: ten times a run"
-    )
-    keep_last: int = Field(2, ge=1, description="checkpoints to keep, beside the best")
-    log_every: int = Field(10, ge=1, description="steps between lines in metrics.jsonl")
-    non_finite: Literal["stop", "skip"] = Field(
-        "stop", description="a loss or gradient that is NaN or infinite: stop and name the documents, or skip "
-        "the step and count it",
-    )  # fmt: skip
-    threads: Threads = None
-    device: Device = "auto"
 
 
 class PretrainSettings(Settings):
@@ -180,19 +85,6 @@ class LoRASettings(Settings):
     )
     use_rslora: bool = Field(False, description="scale by alpha / sqrt(r), for high ranks")
     use_dora: bool = Field(False, description="learn the lengths of the weights' rows apart (DoRA); slower")
-
-
-class FinetuneTrainSettings(TrainSettings):
-    """Training settings whose defaults suit a model that knows much already."""
-
-    num_train_epochs: float | None = Field(
-        3.0, gt=0, description="passes over the examples, unless max_steps is given"
-    )
-    warmup_ratio: float = Field(
-        0.03, ge=0, lt=1, description="share of the steps in which the learning rate rises from 0 to its peak"
-    )
-    weight_decay: float = Field(0.0, ge=0, description="decoupled decay of matrices (norms and biases: none)")
-    beta2: float = Field(0.999, gt=0, lt=1, description="AdamW: decay of the mean of the gradient's square")
 
 
 class PreferSettings(Settings):
@@ -342,26 +234,6 @@ class PlanSettings(Settings):
     tokenizer: TokenizerSettings = TokenizerSettings()
     model: ModelSettings = ModelSettings()
     train: TrainSettings = TrainSettings()
-
-
-class EvaluateSettings(Settings):
-    """`langmill evaluate`: loss, perplexity and bits per byte, with an interval."""
-
-    model: str = Field(description="model folder, .gguf file or hub id")
-    on: list[str] = Field(min_length=1, description="text files, folders of them, or prepared shards")
-    split: Literal["all", "held_out"] = Field(
-        "all", description="held_out: only the documents that training with the same data.holdout kept out"
-    )
-    max_length: int | None = Field(
-        None, ge=2, description="tokens in one window; none: the model's own, at most 1024"
-    )
-    micro_batch_size: int = Field(8, ge=1, description="windows in one forward pass")
-    resamples: int = Field(1000, ge=1, description="bootstrap resamples over documents for the 95 % interval")
-    seed: Seed = 0
-    dtype: UseDtype = "auto"
-    device: Device = "auto"
-    threads: Threads = None
-    data: DataSettings = DataSettings()
 
 
 class ShardsSettings(Settings):

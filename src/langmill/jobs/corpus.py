@@ -126,11 +126,13 @@ def tokenizer_of(shards: Path) -> Tokenizer:
 
 
 def train_tokenizer(
-    source: Source, settings: TokenizerSettings, folder: Path, quiet: bool, most: int | None = None
-) -> Tokenizer:
+    source: Source, settings: TokenizerSettings, folder: Path, quiet: bool, most: int | None = None,
+    specials: Sequence[str] = (),
+) -> Tokenizer:  # fmt: skip
     """Train on a bounded sample of all documents and keep the result in `folder`; reuse one that is there.
 
-    most: the largest vocabulary, where settings leave its size open (from the model's size).
+    most: the largest vocabulary, where settings leave its size open (from the model's size). specials: control tokens
+    beside the usual ones.
     """
     if folder.is_dir():
         return Tokenizer.load(folder)
@@ -138,7 +140,7 @@ def train_tokenizer(
         kept, total = sample(_counted(source(Ledger()), progress.advance), settings.sample_bytes)
     vocab = settings.vocab_size or min(vocab_for(total), most or 1 << 30)
     with track("training the tokenizer", unit="B", quiet=quiet) as progress:
-        tokenizer = Tokenizer.train(kept, vocab, settings.kind, settings.sample_bytes)
+        tokenizer = Tokenizer.train(kept, vocab, settings.kind, settings.sample_bytes, specials)
         progress.advance(sum(len(text) for text in kept), vocabulary=tokenizer.vocab_size)
     with atomic_folder(folder) as fresh:
         tokenizer.save(fresh)

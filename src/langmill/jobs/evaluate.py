@@ -1,10 +1,13 @@
-"""`langmill evaluate`: how well a model predicts the text of files, folders or shards."""
+"""`langmill evaluate`: how well a model does on text, questions, labels or translations, alone or against another."""
 
 from __future__ import annotations
 
+import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,23 +19,168 @@ from langmill.common.settings import EvaluateSettings
 from langmill.data.pipeline import Ledger
 from langmill.data.readers import read
 from langmill.data.shards import Shards, write_shards
+from langmill.data.tasks import read_labels, read_translations
+from langmill.evaluate.compare import Difference, Figures, Ints, differences, intervals
 from langmill.evaluate.loss import Encoded, Interval, Scores, score
 from langmill.evaluate.yardstick import Yardstick
 from langmill.infer.ready import ready
+from langmill.jobs import evaluate_report as reports
+from langmill.jobs import evaluate_rows as asked
+from langmill.jobs import evaluate_tasks as tasks
 from langmill.jobs.report import shown
 from langmill.text.document import text_hash
 from langmill.text.tokenizer import Tokenizer
 
 _WINDOW = 1024  # tokens, where the settings name no length: longer contexts cost much and change little
 Part = tuple[Shards, NDArray[np.int64]]  # shards, and which of their documents to score
+_WORDS = {
+    "choices": "multiple choice",
+    "generate": "generation",
+    "classify": "labels",
+    "translate": "translation",
+}
 
 
 def run(settings: EvaluateSettings, *, quiet: bool = False) -> Report:
-    """Loss, perplexity and bits per byte of a model on text, with 95 % intervals over documents.
+    """A model's scores on the rows or text of `on`, with 95 % intervals over rows or documents.
 
-    Figures: loss (nats a token), perplexity, bits_per_byte, each with NAME_interval ([low, high], or None
-    for a single document), and for text also what gzip and xz make of the same bytes. Text is tokenised
-    into a temporary folder that only this user can read and that is gone afterwards.
+    Text gives loss (nats a token), perplexity and bits_per_byte, and what gzip and xz make of the same bytes; what
+    other rows give says jobs/evaluate_tasks.py. Each figure comes with NAME_interval ([low, high], or None for a
+    single row). With `against` a second model is asked the same, and `against` of the report holds for every figure
+    both scores, their difference (first - second), its paired interval and a verdict.
+    """
+    reports.check_out(settings)
+    kind = asked.kind_of(settings)
+    asked.check(settings, kind)
+    return _on_text(settings, quiet) if kind == "text" else _on_rows(settings, kind, quiet)
+
+
+def _on_rows(settings: EvaluateSettings, kind: asked.Kind, quiet: bool) -> Report:
+    ledger = Ledger()
+    rows, template, before, ask = _reader(settings, kind, ledger)
+    outcomes: dict[str, tasks.Outcome] = {}
+    about = {}
+    for name in _models(settings):
+        model, tokenizer = ready(name, settings.dtype, settings.device, settings.threads)
+        own = settings.model_copy(update={"model": name})
+        with track(_WORDS[kind], total=len(rows), unit="rows", quiet=quiet) as progress:
+            outcomes[name] = ask(own, model, tokenizer, rows, on=progress.advance)
+        about[name] = reports.of_model(model)
+        del model
+    ours = outcomes[settings.model]
+    figures = ours.figures(np.arange(len(rows)))
+    between = intervals(ours.figures, len(rows), settings.resamples, settings.seed)
+    found = _compared(settings, {name: one.figures for name, one in outcomes.items()}, len(rows))
+    reports.write_rows(settings, {name: one.results for name, one in outcomes.items()})
+    dropped = {reason: count.documents for reason, count in ledger.dropped().items()}
+    lines = [
+        f"{settings.model} on {shown(len(rows))} rows: {_WORDS[kind]}",
+        *reports.score_lines(figures, between),
+    ]
+    for name, one in outcomes.items():
+        lines += [f"  {name}: {shown(count)} {what}" for what, count in one.counted.items() if count]
+    lines += [f"  set aside: {shown(count)} x {reason}" for reason, count in dropped.items()]
+    counted = {what: count for what, count in ours.counted.items() if count}
+    made = reports.record(settings, kind, template or ours.template, before, about)
+    return _told(
+        settings, found, {"rows": len(rows), "set_aside": sum(dropped.values()), **counted},
+        reports.flat(figures, between), lines, {"ledger": ledger.as_dict(), "record": made},
+    )  # fmt: skip
+
+
+def _reader(
+    settings: EvaluateSettings, kind: asked.Kind, ledger: Ledger
+) -> tuple[Sequence[Any], str, str, Callable[..., tasks.Outcome]]:
+    """(the rows, the prompt's template, the examples before it, what asks a model)."""
+    if kind == "translate":
+        languages = None
+        if settings.source is not None and settings.target is not None:
+            languages = (settings.source, settings.target)
+        return list(read_translations(settings.on, ledger, _same, languages=languages)), "", "", tasks.render
+    if kind == "classify":
+        regress = tasks.says_numbers(settings.model)
+        return list(read_labels(settings.on, ledger, _same, regression=regress)), "", "", tasks.classify
+    rows, template = asked.read(settings.on, kind, settings.template, ledger)
+    before = asked.shots(settings, kind, template, rows)
+    ask = tasks.choose if kind == "choices" else tasks.write
+    return rows, template, before, partial(ask, before=before)
+
+
+def _same(row: Any) -> Any:
+    return row
+
+
+def _models(settings: EvaluateSettings) -> list[str]:
+    return (
+        [settings.model]
+        if settings.against is None
+        else list(dict.fromkeys((settings.model, settings.against)))
+    )
+
+
+def _compared(settings: EvaluateSettings, figures: dict[str, Figures], count: int) -> list[Difference]:
+    if settings.against is None:
+        return []
+    both = figures[settings.model], figures[settings.against]
+    return differences(*both, count, settings.resamples, settings.seed)
+
+
+def _told(
+    settings: EvaluateSettings, found: list[Difference], counts: dict[str, int], figures: dict[str, object],
+    lines: list[str], extra: dict[str, Any],
+) -> Report:  # fmt: skip
+    """The report, with the comparison where there is one."""
+    if settings.against is not None:
+        lines = lines + reports.difference_lines(settings.model, settings.against, found)
+        extra = extra | {"against": {"model": settings.against} | {one.name: one.as_dict() for one in found}}
+    return Report(settings.out, counts, figures, "\n".join(lines), extra)
+
+
+def _on_text(settings: EvaluateSettings, quiet: bool) -> Report:
+    scores: dict[str, Scores] = {}
+    about = {}
+    for name in _models(settings):
+        own = settings.model_copy(update={"model": name})
+        scores[name], about[name], more = _scored(own, quiet)
+        if name == settings.model:
+            compressed, ledger, length = more
+    if len({one.documents for one in scores.values()}) > 1:
+        raise DataError(
+            "the two models' tokenizers do not leave the same documents: there is nothing to compare"
+        )
+    found = _compared(
+        settings, {name: _of(one) for name, one in scores.items()}, scores[settings.model].documents
+    )
+    reports.write_rows(settings, {name: list(_results(one)) for name, one in scores.items()})
+    told = _report(settings, scores[settings.model], compressed, ledger, length)
+    made = reports.record(settings, "text", "", "", about)
+    return _told(
+        settings, found, dict(told.counts), dict(told.figures), [told.text], {**told.extra, "record": made}
+    )
+
+
+def _of(scores: Scores) -> Figures:
+    """Bits per byte of some of the documents: what models with different tokenizers can be compared by."""
+    nll, size = scores.nll_N, scores.bytes_N
+
+    def figures(k: Ints) -> dict[str, float]:
+        return {"bits_per_byte": float(nll[k].sum() / max(1, size[k].sum()) / math.log(2))}
+
+    return figures
+
+
+def _results(scores: Scores) -> Iterator[dict[str, Any]]:
+    parts = (scores.names, scores.nll_N.tolist(), scores.tokens_N.tolist(), scores.bytes_N.tolist())
+    for name, nll, tokens, size in zip(*parts, strict=True):
+        yield {"where": name, "nll": nll, "tokens": tokens, "bytes": size}
+
+
+def _scored(
+    settings: EvaluateSettings, quiet: bool
+) -> tuple[Scores, dict[str, str], tuple[dict[str, float], Ledger, int]]:
+    """(scores, about the model, (what compressors make of the text, the ledger, tokens of a window)).
+
+    Text is tokenised into a temporary folder that only this user can read and that is gone afterwards.
     """
     model, tokenizer = ready(settings.model, settings.dtype, settings.device, settings.threads)
     length = settings.max_length or min(model.config.length, _WINDOW)
@@ -53,7 +201,7 @@ def run(settings: EvaluateSettings, *, quiet: bool = False) -> Report:
             )
         compressed = _compressed(settings, parts, quiet)
         del parts  # an open map cannot be deleted everywhere
-    return _report(settings, scores, compressed, ledger, length)
+    return scores, reports.of_model(model), (compressed, ledger, length)
 
 
 def _is_shards(path: str) -> bool:

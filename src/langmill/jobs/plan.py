@@ -27,8 +27,8 @@ from langmill.infer.ready import find_device
 from langmill.jobs import corpus, memory
 from langmill.jobs.probe import Cost, apart
 from langmill.jobs.report import bytes_shown, count_shown, seconds_shown, shown
-from langmill.jobs.size import NAMED, largest_vocabulary, resolve, target
-from langmill.model.config import Config, LSTMConfig
+from langmill.jobs.size import NAMED, family_of, largest_vocabulary, resolve, target
+from langmill.model.config import Config, LSTMConfig, ModelConfig
 from langmill.model.count import parameters, training_flops
 from langmill.text.document import Document
 from langmill.text.tokenizer import Tokenizer
@@ -173,6 +173,12 @@ def calibrate(
     config: Config, train: TrainSettings, shards: Path | None, steps: int, seed: int, device: torch.device
 ) -> Cost:
     """What a step costs: of the real shape, or extended from one and two layers where that is too large to try."""
+    if isinstance(config, ModelConfig) and not config.writes:
+        raise UsageError(
+            "a step is measured of models that write only, not of encoders and encoder-decoders: give probe=false for "
+            "the closed forms"
+        )
+    train = train.model_copy(update={"objective": "causal"})  # infill costs the same
     rows, length = train.micro_batch_size or 1, train.max_length or config.length
     rate = ASSUMED * matmul_flops("float32" if device.type == "cpu" else "bfloat16", device)
     seconds = training_flops(config, length) * rows * length * train.gradient_accumulation_steps / rate
@@ -300,10 +306,11 @@ def _lines(
     amount = f"{shown(made.tokens)} tokens, {made.tokens / count:.2g} for each parameter"
     parts = ", ".join(f"{name} {bytes_shown(value)}" for name, value in by_part.items())
     told = found.tokens and found.bytes
+    origin = settings.from_model or family_of(settings.model.family, train.objective)
     rows = [
         (
             "model",
-            f"{settings.from_model or settings.model.family}, {count_shown(count)} parameters: {shape}",
+            f"{origin}, {count_shown(count)} parameters: {shape}",
         ),
         ("text", f"{shown(found.tokens)} tokens in {bytes_shown(found.bytes or 0)}" if told else "not given"),
         ("training", f"{amount}, {made.steps:,} steps of {batch}, learning rate {train.learning_rate:.2g}"),

@@ -24,11 +24,12 @@ from langmill.common.errors import ModelError, UsageError
 from langmill.common.files import claim_out, read_json, run_folder, run_lock, write_json
 from langmill.common.metrics import Report
 from langmill.common.settings import PretrainSettings, QuickstartSettings
+from langmill.data.batches import Packed
 from langmill.data.readers import check_paths
 from langmill.data.shards import Shards
 from langmill.evaluate.loss import Scores
 from langmill.families import hub
-from langmill.families.folder import Model, check_match, load, save
+from langmill.families.folder import Model, check_match, load, outline, save
 from langmill.families.peft import check_plain
 from langmill.infer.ready import find_device
 from langmill.jobs import corpus as text
@@ -37,31 +38,53 @@ from langmill.jobs.card import Text, card, lineage
 from langmill.jobs.corpus import Corpus, Source
 from langmill.jobs.heldout import measure, restore, stored, validation
 from langmill.jobs.pretrain_report import write_report
+from langmill.jobs.pretrain_task import (
+    Guesses,
+    Task,
+    check_shape,
+    guess,
+    guessing,
+    specials_for,
+    start_of,
+    task_for,
+)
+from langmill.jobs.pretrain_task_report import card as guesser_card
+from langmill.jobs.pretrain_task_report import write_guesses
 from langmill.jobs.results import Entrant
 from langmill.jobs.resume import finished, settled
-from langmill.jobs.size import largest_vocabulary, resolve, target
+from langmill.jobs.size import family_of, largest_vocabulary, resolve, target
 from langmill.model.config import Config, LSTMConfig
 from langmill.model.init import init_
 from langmill.model.recurrent import LSTM
 from langmill.model.transformer import Transformer
 from langmill.text.tokenizer import Tokenizer
 from langmill.train.loop import Outcome, fit
-from langmill.train.objectives import OBJECTIVES
+from langmill.train.objectives import causal
 
 # Held-out tokens to score, as a share of those to train on, so that scoring stays small beside training: for each of
 # the ten validations, and at the end, where an interval is wanted.
 VALIDATION_SHARE, VALIDATION_LEAST = 1 / 200, 2_000
+GUESSED = 4  # times as many where only some of them are guessed
 SCORED_SHARE, SCORED_LEAST, SCORED_MOST = 1 / 10, 50_000, 5_000_000
+
+
+Scored = Scores | Guesses | None  # None: nothing was held out
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """All that a run trains with; `settings` have nothing left open."""
+    """All that a run trains with; `settings` have nothing left open. task: None where it is the next token."""
 
     settings: PretrainSettings
     corpus: Corpus
     model: Model
     device: torch.device
+    task: Task | None = None
+
+    @property
+    def guesses(self) -> Task | None:
+        """The task, where a model is scored by its guesses and not as one that writes."""
+        return None if self.task is None or self.task.writes else self.task
 
     @property
     def planned_tokens(self) -> int:
@@ -76,7 +99,8 @@ def run(settings: PretrainSettings, *, quiet: bool = False) -> Report:
     """Train a language model, score it on held-out documents, and write the model folder and the report.
 
     Figures: loss, perplexity, bits_per_byte (with bits_per_byte_interval; `before_` the same with --from),
-    tokens_per_second, gzip_bits_per_byte, xz_bits_per_byte. Raises UsageError where OUT exists, SettingsError where a
+    tokens_per_second, gzip_bits_per_byte, xz_bits_per_byte; where train.objective is masked or denoise, loss, accuracy
+    and unigram_entropy of what is guessed. Raises UsageError where OUT exists, SettingsError where a
     resumed run's settings changed, TrainingError where memory or disk do not suffice, Interrupted on Ctrl-C.
     """
     started = time.monotonic()
@@ -97,16 +121,31 @@ def run(settings: PretrainSettings, *, quiet: bool = False) -> Report:
         scores = _once(folder / "scores.json", lambda: _score(ready, quiet))
         if not settings.out.exists():
             export(settings.out, ready.settings, ready.corpus, ready.model, scores, outcome, before)
-        entrant = Entrant("this model", ready.model, outcome, scores, folder)
-        return write_report(ready.settings, ready.corpus, entrant, before, time.monotonic() - started)
+        return _report(ready, outcome, scores, before, folder, time.monotonic() - started)
+
+
+def _report(
+    ready: Prepared, outcome: Outcome, scores: Scored, before: Scored, folder: Path, seconds: float
+) -> Report:
+    found = None if isinstance(scores, Guesses) else scores
+    entrant = Entrant("this model", ready.model, outcome, found, folder)
+    if ready.guesses is None:
+        assert not isinstance(before, Guesses)
+        return write_report(ready.settings, ready.corpus, entrant, before, seconds)
+    assert not isinstance(scores, Scores) and not isinstance(before, Scores)
+    return write_guesses(ready.settings, ready.corpus, entrant, scores, before, seconds)
 
 
 def _check(settings: PretrainSettings) -> None:
     """Raise for what cannot work, before --force removes anything."""
     check_paths(settings.path)
+    objective = settings.train.objective
     if settings.from_model:
         hub.resolve(settings.from_model)
+        if objective != "causal":
+            check_shape(outline(settings.from_model)[0], objective, settings.from_model)
     else:
+        family_of(settings.model.family, objective)
         target(settings.model.size)
 
 
@@ -123,8 +162,11 @@ def prepare(settings: PretrainSettings, folder: Path, quiet: bool, most_bytes: i
             raise UsageError(f"--from brings its own shape: leave model.{min(given)} out")
         model, tokenizer = load(settings.from_model)
         check_plain(model, settings.from_model)
+        check_shape(model.config, settings.train.objective, settings.from_model)
     else:
         tokenizer = None
+        family = family_of(settings.model.family, settings.train.objective)
+        settings = settings.model_copy(update={"model": settings.model.model_copy(update={"family": family})})
     tokenizer = _tokenizer(settings, tokenizer, source, folder, quiet)
     if model is not None:
         check_match(model.config, tokenizer, settings.from_model)
@@ -137,13 +179,18 @@ def prepare(settings: PretrainSettings, folder: Path, quiet: bool, most_bytes: i
         )
     corpus = text.corpus(tokenizer, shards, settings.data.holdout)
     config, training = resolve(
-        settings.model, settings.train, tokenizer.vocab_size, model.config if model is not None else None
+        settings.model,
+        settings.train,
+        tokenizer.vocab_size,
+        model.config if model is not None else None,
+        start_of(tokenizer),
     )
+    task = task_for(training, corpus, config)
     device = find_device(training.device)
     memory.check(config, training, device)
     if model is None:
         model = fresh(config, settings.seed)
-    return Prepared(settings.model_copy(update={"train": training}), corpus, model.to(device), device)
+    return Prepared(settings.model_copy(update={"train": training}), corpus, model.to(device), device, task)
 
 
 def fresh(config: Config, seed: int) -> Model:
@@ -171,46 +218,62 @@ def _tokenizer(
     if made := text.shards_among(settings.path):
         return text.tokenizer_of(made)
     most = largest_vocabulary(target(settings.model.size))
-    return text.train_tokenizer(source, settings.tokenizer, folder / "tokenizer", quiet, most)
+    specials = specials_for(settings.train.objective, settings.model.family)
+    return text.train_tokenizer(source, settings.tokenizer, folder / "tokenizer", quiet, most, specials)
 
 
 def train(ready: Prepared, folder: Path, quiet: bool) -> Outcome:
     """Fit the model in place, or finish what an earlier start began."""
-    settings, corpus, t = ready.settings, ready.corpus, ready.settings.train
+    settings, corpus, t, task = ready.settings, ready.corpus, ready.settings.train, ready.task
     assert t.max_length and t.micro_batch_size
-    most = max(VALIDATION_LEAST, int(VALIDATION_SHARE * ready.planned_tokens))
-    few = corpus.held_out(most) if len(corpus.held) else None
+    if task is None:
+        batches: Packed = corpus.batches(t.max_length, t.micro_batch_size, settings.seed)
+    else:
+        batches = task.batches(corpus.train, settings.seed)
     return fit(
         ready.model,
-        corpus.batches(t.max_length, t.micro_batch_size, settings.seed),
-        OBJECTIVES[t.objective],
+        batches,
+        causal if task is None else task.objective,
         t,
         folder,
         seed=settings.seed,
         resume=settings.resume,
-        validate=None if few is None else validation(corpus, few, t.max_length),
+        validate=_validation(ready) if len(corpus.held) else None,
         name_of=corpus.shards.id_of,
+        tokens_of=None if task is None else task.tokens_of,
         tensorboard=settings.track,
         quiet=quiet,
     )
 
 
-def _score(ready: Prepared, quiet: bool) -> Scores | None:
+def _validation(ready: Prepared) -> Callable[[Any], dict[str, float]]:
+    length, most = ready.settings.train.max_length, int(VALIDATION_SHARE * ready.planned_tokens)
+    most = max(VALIDATION_LEAST, most)
+    if ready.guesses is not None:
+        return guessing(ready.guesses, ready.corpus.held_out(GUESSED * most))
+    return validation(ready.corpus, ready.corpus.held_out(most), length or 1)
+
+
+def _score(ready: Prepared, quiet: bool) -> Scored:
     corpus, length = ready.corpus, ready.settings.train.max_length
     if not len(corpus.held) or length is None:
         return None
     chosen = corpus.held_out(min(SCORED_MOST, max(SCORED_LEAST, int(SCORED_SHARE * ready.planned_tokens))))
+    if ready.guesses is not None:
+        return guess(ready.model, ready.guesses, chosen)
     return measure(ready.model, corpus, chosen, length, ready.settings.seed, quiet)
 
 
-def _once(path: Path, score: Callable[[], Scores | None]) -> Scores | None:
+def _once(path: Path, score: Callable[[], Scored]) -> Scored:
     """Scores from `path`, or measured and kept there: weights before a run cannot be scored after it."""
     with contextlib.suppress(OSError):
         if path.is_file():
-            return restore(read_json(path, "scores", 1))
+            saved = dict(read_json(path, "scores", 1))
+            return Guesses(**saved["guesses"]) if "guesses" in saved else restore(saved)
     found = score()
     if found is not None:
-        write_json(path, stored(found), "scores", 1)
+        saved = {"guesses": found.figures} if isinstance(found, Guesses) else stored(found)
+        write_json(path, saved, "scores", 1)
     return found
 
 
@@ -219,9 +282,9 @@ def export(
     settings: PretrainSettings | QuickstartSettings,
     corpus: Corpus,
     model: Model,
-    scores: Scores | None,
+    scores: Scored,
     outcome: Outcome,
-    before: Scores | None = None,
+    before: Scored = None,
 ) -> None:
     """Write `out`: the model, its tokenizer, lineage.json and the card. `before`: the score of the model before."""
     shards = corpus.shards
@@ -236,17 +299,22 @@ def export(
     parent = settings.from_model if isinstance(settings, PretrainSettings) else None
     results: dict[str, Any] = {"steps": outcome.steps, "tokens": outcome.tokens, "loss": outcome.loss}
     if scores is not None:
-        results |= {
-            "bits_per_byte": scores.bits_per_byte,
-            "bits_per_byte_interval": scores.bits_per_byte_interval,
-        }
-        results |= {"scored_documents": scores.documents}
+        results |= _figures(scores) | {"scored_documents": scores.documents}
     if before is not None:
-        results |= {"before_bits_per_byte": before.bits_per_byte}
-    save(
-        model,
-        corpus.tokenizer,
-        out,
-        lineage=lineage(settings, about, parent, results),
-        card=card(out.name, model.config, about, parent, results),
-    )
+        results |= {
+            f"before_{name}": value for name, value in _figures(before).items() if "interval" not in name
+        }
+    if isinstance(settings, PretrainSettings) and settings.train.objective in ("masked", "denoise"):
+        found = scores if isinstance(scores, Guesses) else None
+        origin = None if parent is None else Path(parent).name
+        words = guesser_card(out.name, settings.train.objective, model.config, about, origin, found)
+    else:
+        words = card(out.name, model.config, about, parent, results)
+    save(model, corpus.tokenizer, out, lineage=lineage(settings, about, parent, results), card=words)
+
+
+def _figures(scores: Scores | Guesses) -> dict[str, Any]:
+    """What is kept of a score beside the model."""
+    if isinstance(scores, Guesses):
+        return {name: value for name, value in scores.figures.items() if name != "documents"}
+    return {"bits_per_byte": scores.bits_per_byte, "bits_per_byte_interval": scores.bits_per_byte_interval}

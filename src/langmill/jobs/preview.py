@@ -5,15 +5,17 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from langmill.common.configure import as_yaml
 from langmill.common.metrics import Report
 from langmill.common.settings import PretrainSettings
+from langmill.data.batches import IGNORED, Batch, Packed
 from langmill.jobs import memory
 from langmill.jobs.card import shape
-from langmill.jobs.corpus import Corpus
+from langmill.jobs.corpus import Corpus, Ints
 from langmill.jobs.pretrain import Prepared, prepare
 from langmill.jobs.report import bytes_shown, count_shown, shown
 from langmill.model.count import parameters
@@ -38,11 +40,16 @@ def _report(ready: Prepared) -> Report:
     settings, corpus, train = ready.settings, ready.corpus, ready.settings.train
     shards, config = corpus.shards, ready.model.config
     assert train.max_length and train.micro_batch_size
-    batches = corpus.batches(train.max_length, train.micro_batch_size, settings.seed)
+    task, row_tokens = ready.task, train.max_length
+    if task is None:
+        batches: Packed = corpus.batches(train.max_length, train.micro_batch_size, settings.seed)
+    else:
+        batches, row_tokens = task.batches(corpus.train, settings.seed), task.length
     per_step = train.micro_batch_size * train.gradient_accumulation_steps
     epochs = 1.0 if train.num_train_epochs is None else train.num_train_epochs
     steps = train.max_steps or max(1, round(epochs * batches.rows_per_epoch / per_step))
-    pieces = list(_row(corpus, train.max_length, train.micro_batch_size, settings.seed))
+    first = next(batches)
+    pieces = list(_row(corpus, first) if ready.guesses is None else _guesses(corpus, first))
     part = " (of its first part)" if shards.bytes >= MOST_BYTES else ""
     counts = {
         "documents": shards.documents,
@@ -58,12 +65,13 @@ def _report(ready: Prepared) -> Report:
     held = f"{shown(len(corpus.held))} documents held out, {shown(counts['set_aside'])} set aside"
     text = f"{shown(shards.documents)} documents, {bytes_shown(shards.bytes)}, {shown(shards.tokens)} tokens"
     size = f"{count_shown(parameters(config))} parameters, about {bytes_shown(needed)} of memory"
-    rows = f"{per_step} rows of {train.max_length} tokens, {batches.fill:.0%} filled"
+    rows = f"{per_step} rows of {row_tokens} tokens, {batches.fill:.0%} filled"
+    after = "all after it is predicted:" if ready.guesses is None else "what stands after it is to be said:"
     lines = [
         f"text{part}: {text} ({bytes_each:.2f} bytes each), {held}",
         f"model: {shape(config)}, {size}",
         f"training{part}: {shown(steps)} steps of {rows}",
-        "the first row, document by document; what stands before | is given, all after it is predicted:",
+        f"the first row, document by document; what stands before | is given, {after}",
         *(f"  [{number}] {piece}" for number, piece in enumerate(pieces, 1)),
     ]
     return Report(
@@ -80,13 +88,25 @@ def _report(ready: Prepared) -> Report:
     )
 
 
-def _row(corpus: Corpus, length: int, rows: int, seed: int) -> Iterator[str]:
+def _row(corpus: Corpus, batch: Batch) -> Iterator[str]:
     """The documents of the first packed row: the token that each starts from, and what is predicted after it."""
-    batch = next(corpus.batches(length, rows, seed))
     tokens_T, targets_T, documents_T = batch.tokens_BT[0], batch.targets_BT[0], batch.documents_BT[0]
     for number in range(1, int(documents_T.max()) + 1):
         [places] = np.nonzero(documents_T == number)
-        given = corpus.tokenizer.decode([int(tokens_T[places[0]])], skip_specials=False)
-        words = corpus.tokenizer.decode(targets_T[places].tolist(), skip_specials=False)
-        words = words if len(words) <= CLIP else f"{words[: CLIP // 2]} … {words[-CLIP // 2 :]}"
-        yield f"{given}|{words}".replace("\n", "⏎")
+        yield _shown(corpus, tokens_T[places[:1]], targets_T[places])
+
+
+def _guesses(corpus: Corpus, batch: Any) -> Iterator[str]:
+    """The documents of the first row: what is read of each, and the tokens to be said."""
+    read_T, documents_T = batch.encoder_tokens_BS, batch.encoder_documents_BS
+    if read_T is None:
+        read_T, documents_T = batch.tokens_BT, batch.documents_BT
+    for number in range(1, int(batch.documents_BT[0].max()) + 1):
+        said_T = batch.targets_BT[0][batch.documents_BT[0] == number]
+        yield _shown(corpus, read_T[0][documents_T[0] == number], said_T[said_T != IGNORED])
+
+
+def _shown(corpus: Corpus, given: Ints, said: Ints) -> str:
+    parts = [corpus.tokenizer.decode(ids.tolist(), skip_specials=False) for ids in (given, said)]
+    parts = [part if len(part) <= CLIP else f"{part[: CLIP // 2]} … {part[-CLIP // 2 :]}" for part in parts]
+    return "|".join(parts).replace("\n", "⏎")

@@ -1,0 +1,205 @@
+"""The rows that `langmill evaluate` asks a model about: their kind, their prompts and the examples shown before them.
+
+choices    {"question" or "context" or "prompt", "choices": […], "answer": its number, or the choice itself}
+generate   {"prompt" or "question", perhaps "context", "answer" or "answers": a text, a list, SQuAD's object}
+classify   {"text", "label"}          translate  {"translation": {…}}, {"source", "target"}          text  the rest
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from langmill.common.errors import DataError, UsageError
+from langmill.common.settings import EvaluateSettings
+from langmill.data.chats import Unusable, read_rows
+from langmill.data.fields import read_files
+from langmill.data.pipeline import Ledger
+from langmill.data.streams import COMPRESSED
+
+Kind = Literal["text", "choices", "generate", "classify", "translate"]
+_SHAPES: tuple[
+    tuple[Kind, tuple[str, ...], tuple[str, ...]], ...
+] = (  # one of the first, and one of the second
+    ("choices", ("choices",), ("question", "context", "prompt")),
+    ("translate", ("translation",), ("translation",)),
+    ("translate", ("source",), ("target",)),
+    ("generate", ("prompt", "question"), ("answer", "answers")),
+    ("classify", ("text",), ("label",)),
+)
+_KNOWN = sorted({name for _, first, second in _SHAPES for name in first + second})
+_PLACE = re.compile(r"\{(\w+)\}")
+BETWEEN = "\n\n"  # examples
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt and its answers: of `choices` the one with the number `right`; without any, all that are right."""
+
+    where: str
+    prompt: str
+    answers: tuple[str, ...]
+    right: int = -1
+
+    @property
+    def answer(self) -> str:
+        """What an example shows."""
+        return self.answers[max(self.right, 0)] if self.answers else ""
+
+
+def kind_of(settings: EvaluateSettings) -> Kind:
+    """As the settings say, or as the fields of the first row do; folders and shards are text."""
+    if settings.task is not None:
+        return settings.task
+    first = Path(settings.on[0])
+    plain = [suffix for suffix in map(str.lower, first.suffixes[-2:]) if suffix not in COMPRESSED]
+    if not first.is_file() or plain[-1:] not in (
+        [".jsonl"],
+        [".json"],
+        [".csv"],
+        [".tsv"],
+        [".parquet"],
+    ):
+        return "text"
+    try:
+        row: Mapping[str, Any] = next(
+            read_files("classify", [first], Ledger(), lambda _, row: row, {name: name for name in _KNOWN})
+        )
+    except (DataError, UsageError):
+        return "text"  # whose reader says better what is wrong
+    for kind, some, others in _SHAPES:
+        if any(name in row for name in some) and any(name in row for name in others):
+            return kind
+    return "text"
+
+
+def check(settings: EvaluateSettings, kind: Kind) -> None:
+    """UsageError names a setting that this kind of rows has no use for, so that none is passed over in silence."""
+    prompted, few = (
+        kind in ("choices", "generate", "classify"),
+        settings.shots or settings.examples is not None,
+    )
+    idle = {
+        "template": settings.template is not None and not prompted,
+        "shots": few and not prompted,
+        "chat": settings.chat and kind != "generate",
+        "stop": settings.stop and kind != "generate",
+        "source": (settings.source or settings.target) and kind != "translate",
+        "split": settings.split != "all" and kind != "text",
+    }
+    if wrong := [name for name, is_idle in idle.items() if is_idle]:
+        raise UsageError(f"--{wrong[0]} does nothing for {kind} rows (say what they are with --task)")
+    if (settings.source is None) != (settings.target is None):
+        raise UsageError("--source and --target come together: two languages of the rows")
+
+
+def template_for(row: Mapping[str, Any]) -> str:
+    """The prompt where none is given, of the fields that a row has, as the harness's tasks of this kind have it."""
+    if "prompt" in row:
+        return "{prompt}"
+    if "question" not in row:
+        return "{context}"
+    return ("{context}\n" if row.get("context") else "") + "Question: {question}\nAnswer:"
+
+
+def read(
+    paths: Sequence[str], kind: Kind, template: str | None, ledger: Ledger, what: str = "on"
+) -> tuple[list[Asked], str]:
+    """(the rows of files, the template that made their prompts). Rows that are none are dropped in the ledger."""
+    made: list[str] = [] if template is None else [template]
+
+    def parse(where: str, row: Any) -> Asked:
+        if not isinstance(row, Mapping):
+            raise Unusable("not a JSON object", f"a row is an object, not {type(row).__name__}")
+        if not made:
+            made.append(template_for(row))
+        prompt = filled(made[0], row)
+        if kind == "choices":
+            choices = _choices(row.get("choices"))
+            return Asked(where, prompt, choices, _right(row.get("answer"), choices))
+        return Asked(where, prompt, _answers(row))
+
+    rows = list(read_rows(paths, ledger, parse, "not a usable row"))
+    if not rows:
+        reasons = "; ".join(f"{count.documents} x {reason}" for reason, count in ledger.dropped().items())
+        raise DataError(f"--{what} {', '.join(paths)} has no row for {kind}: {reasons or 'it is empty'}")
+    return rows, made[0]
+
+
+def filled(template: str, row: Mapping[str, Any]) -> str:
+    """A template with a row's fields in their places; Unusable where the row lacks one."""
+
+    def value(match: re.Match[str]) -> str:
+        found = row.get(match[1])
+        if not isinstance(found, str):
+            raise Unusable(
+                f'no text in the field "{match[1]}"', f"fields: {', '.join(map(str, list(row)[:20]))}"
+            )
+        return found
+
+    if not _PLACE.search(template):
+        raise UsageError(f"a template has fields of the rows, such as {{question}}: this one is {template!r}")
+    return _PLACE.sub(value, template)
+
+
+def _choices(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or len(value) < 2:
+        raise Unusable("no two choices", f"choices are a list of texts, and not {value!r}"[:400])
+    if bad := [choice for choice in value if not isinstance(choice, str) or not choice.strip()]:
+        raise Unusable("a choice that is no text", f"it is {bad[0]!r}"[:400])
+    return tuple(value)
+
+
+def _right(value: Any, choices: tuple[str, ...]) -> int:
+    if isinstance(value, str) and choices.count(value) == 1:
+        return choices.index(value)
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(choices):
+        return value
+    why = f"an answer is 0 to {len(choices) - 1}, or one of the choices, and not {value!r}"
+    raise Unusable("an answer that is none of the choices", why[:400])
+
+
+def _answers(row: Mapping[str, Any]) -> tuple[str, ...]:
+    value = row["answers"] if "answers" in row else row.get("answer")
+    value = value.get("text") if isinstance(value, Mapping) else value
+    found = value if isinstance(value, list) else [value]
+    if "answers" not in row and value is None:
+        raise Unusable("no answer", f"fields: {', '.join(map(str, list(row)[:20]))}")
+    if bad := [one for one in found if isinstance(one, bool) or not isinstance(one, (str, int, float))]:
+        raise Unusable("answers that are none", f"an answer is text, and not {bad[0]!r}"[:400])
+    return tuple(str(one).strip() for one in found)
+
+
+def shots(settings: EvaluateSettings, kind: Kind, template: str, rows: Sequence[Asked]) -> str:
+    """What stands before every prompt: `shots` examples, chosen by the seed among those that are not themselves asked
+    (Brown et al. 2020). UsageError where there is no file of them, DataError where it holds too few."""
+    if not settings.shots:
+        return ""
+    if settings.examples is None:
+        raise UsageError("--shots needs --examples FILE: rows like those of --on, but other ones")
+    found, _ = read([str(settings.examples)], kind, template, Ledger(), "examples")
+    asked = {row.prompt for row in rows}
+    others = [row for row in found if row.prompt not in asked]
+    if len(others) < settings.shots:
+        raise DataError(
+            f"{settings.examples} has {len(others)} rows that are not themselves asked: {settings.shots} are needed"
+        )
+    taken = random.Random(settings.seed).sample(others, settings.shots)
+    return "".join(f"{row.prompt}{joined(row.prompt, row.answer)}{BETWEEN}" for row in taken)
+
+
+def joined(prompt: str, answer: str) -> str:
+    """An answer as it goes on from its prompt: after a space, unless there is one."""
+    return answer if prompt[-1:].isspace() else f" {answer}"
+
+
+def batches(count: int, size: int) -> Iterator[slice]:
+    """0 to count, `size` at a time."""
+    return (slice(at, at + size) for at in range(0, count, size))
+
+
+OnRows = Callable[[int], object]

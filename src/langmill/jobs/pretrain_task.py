@@ -1,0 +1,208 @@
+"""What pretraining can learn beside the next token: hidden tokens, middles of texts, and texts that were damaged.
+
+The damage follows from the run's seed and the epoch; held-out documents are damaged the same way each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from langmill.common.errors import ModelError
+from langmill.common.settings import TrainSettings
+from langmill.data.batches import Ints
+from langmill.data.corrupt import Denoising, FillInMiddle, Masking, SpanCorruption, Words, flags
+from langmill.data.fresh import Denoised, Infilled, Masked
+from langmill.data.rows import Source, TaskRows, tokens_of
+from langmill.jobs.corpus import Corpus
+from langmill.jobs.work import pad_of
+from langmill.model.config import Config, LSTMConfig, ModelConfig, Relative
+from langmill.text.tokenizer import Tokenizer
+from langmill.text.training import FIM, MASK, SENTINEL
+from langmill.text.translate import source_room
+from langmill.train import tasks as objectives
+from langmill.train.objectives import CHUNK, IGNORED, Objective, causal
+from langmill.train.step import tensors
+
+SENTINELS = 128  # enough for the spans of 2,500 tokens
+HELD_SEED = 0  # of the damage done to held-out documents
+# Of T5's spans the encoder reads about 0.9 of a text and the decoder writes 0.2: rows of a quarter hold them.
+SPAN_RATIO = (4, 1)
+KINDS = {"masked": "an encoder with a masked head", "denoise": "an encoder-decoder", "causal": "a decoder"}
+STOPS = tuple(".!?。！？…؟।\n")  # a token that ends so ends a sentence
+
+
+@dataclass(frozen=True)
+class Task:
+    """Documents as rows of what is read and what is to be said of it. writes: what is learned is to write on, and is
+    scored as such; else by its guesses."""
+
+    source: Source
+    objective: Objective
+    length: int
+    rows: int
+    writes: bool = False
+
+    @property
+    def tokens_of(self) -> Callable[[Any], int] | None:
+        """How a batch's tokens are counted, where most are not scored."""
+        return None if self.writes else tokens_of
+
+    def batches(self, chosen: Ints, seed: int) -> TaskRows:
+        """Endless packed batches of these documents; equal arguments give equal batches."""
+        return TaskRows(self.source, chosen, self.length, self.rows, seed)
+
+
+@dataclass(frozen=True)
+class Guesses:
+    """How held-out documents were guessed: nats a token, the share that was right, how many tokens were guessed, of how
+    many documents, and the entropy of those tokens, below which no guess gets that does not look at the text."""
+
+    loss: float
+    accuracy: float
+    guessed: int
+    documents: int
+    unigram_entropy: float
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """For a report."""
+        return asdict(self)
+
+
+def specials_for(objective: str, family: str | None) -> tuple[str, ...]:
+    """The control tokens that a tokenizer trained for an objective needs beside the usual ones."""
+    if objective == "infill":
+        return FIM
+    if objective == "denoise" and family == "t5":
+        return tuple(SENTINEL.format(number) for number in range(SENTINELS))
+    return () if objective == "causal" else (MASK,)
+
+
+def check_shape(config: Config, objective: str, where: object) -> None:
+    """ModelError where a model's shape is not one that the objective trains; it names those that do."""
+    kind = "causal"
+    if isinstance(config, ModelConfig) and not config.writes:
+        kind = "denoise" if config.decoder is not None else "masked"
+        if config.head is None or config.head.task != "text":
+            raise ModelError(
+                f"{where} has no head that says words, so there is nothing to pretrain: take the model before its task"
+            )
+    wanted = "causal" if objective == "infill" else objective
+    if kind != wanted:
+        fitting = "causal or infill" if kind == "causal" else kind
+        raise ModelError(
+            f"train.objective={objective} trains {KINDS[wanted]}, and {where} is {KINDS[kind]}: take "
+            f"train.objective={fitting}"
+        )
+
+
+def start_of(tokenizer: Tokenizer) -> int:
+    """The id that a fresh decoder behind an encoder begins with: padding."""
+    return pad_of(tokenizer)
+
+
+def task_for(train: TrainSettings, corpus: Corpus, config: Config) -> Task | None:
+    """The task of an objective; None where it is to predict the next token, for which `Corpus.batches` are there.
+
+    train: with rows and length resolved. ModelError where the tokenizer lacks a token for it.
+    """
+    make = {"masked": _masked, "infill": _infilled, "denoise": _denoised}.get(train.objective)
+    return None if make is None else make(train, corpus, config)
+
+
+def _masked(train: TrainSettings, corpus: Corpus, config: Config) -> Task:
+    t, length = corpus.tokenizer, train.max_length or config.length
+    mask = _named(t.mask_id, "mask token", train)
+    words = Words.of([t.token(id) for id in range(t.vocab_size)]) if train.whole_words else None
+    how = Masking(mask, flags(t.special_ids, t.vocab_size), words, train.mask_rate or 0.15)
+    front, back = t.frame.single.ids
+    source = Masked(corpus.shards, how, length, front, back, pad_of(t))
+    return Task(source, objectives.masked, length, train.micro_batch_size or 1)
+
+
+def _infilled(train: TrainSettings, corpus: Corpus, config: Config) -> Task:
+    t, length = corpus.tokenizer, train.max_length or config.length
+    prefix, suffix, middle = (_named(t.vocab.get(name), name, train) for name in FIM)
+    how = FillInMiddle(prefix, suffix, middle)
+    source = Infilled(corpus.shards, how, length, (t.start_id,), (t.boundary_id,), pad_of(t))
+    return Task(source, causal, length, train.micro_batch_size or 1, writes=True)
+
+
+def _denoised(train: TrainSettings, corpus: Corpus, config: Config) -> Task:
+    assert not isinstance(config, LSTMConfig) and config.decoder is not None
+    t, length, special = corpus.tokenizer, train.max_length or config.length, _special(corpus.tokenizer)
+    front, back = t.frame.single.ids
+    back = (*back, *source_room(t, 0)[0])
+    front = () if front == back[-1:] else front  # as targets have it when the model is taught to translate
+    start = _named(config.input.start, "token for the decoder to begin with", train)
+    how: SpanCorruption | Denoising
+    if isinstance(config.decoder.position, Relative):
+        if not t.sentinel_ids:
+            _named(None, SENTINEL.format(0), train)
+        how = SpanCorruption(t.sentinel_ids, special, train.mask_rate or 0.15)
+        ratio = SPAN_RATIO
+    else:
+        stops = flags(
+            (id for id in range(t.vocab_size) if t.decode([id]).rstrip(" ").endswith(STOPS)), len(special)
+        )
+        how = Denoising(_named(t.mask_id, "mask token", train), special, stops, train.mask_rate or 0.3)
+        ratio = (1, 1)
+    length = length * ratio[1] // ratio[0]
+    source = Denoised(corpus.shards, how, length, front, back, pad_of(t), start, ratio)
+    return Task(source, objectives.seq2seq, length, train.micro_batch_size or 1)
+
+
+def _special(tokenizer: Tokenizer) -> Any:
+    return flags(tokenizer.special_ids, tokenizer.vocab_size)
+
+
+def _named(id: int | None, what: str, train: TrainSettings) -> int:
+    if id is None:
+        raise ModelError(
+            f"train.objective={train.objective} needs a tokenizer with a {what}, and this one has none: leave "
+            "tokenizer.path out and give text, and one is trained that has it"
+        )
+    return id
+
+
+@torch.no_grad()
+def guess(model: Any, task: Task, chosen: Ints) -> Guesses:
+    """Let the model guess what was damaged in some documents."""
+    model.eval()
+    device, total, right = model.tokens.weight.device, 0.0, 0
+    counts = np.zeros(model.config.vocab, np.int64)
+    for batch in task.batches(chosen, HELD_SEED).once():
+        given = tensors(batch, device)
+        more = {
+            name: given.get(name) for name in ("encoder_tokens", "encoder_documents", "encoder_positions")
+        }
+        h_BTD = model.hidden(
+            given["tokens"], positions_BT=given["positions"], documents_BT=given["documents"], **more
+        )
+        scored_BT = given["targets"] != IGNORED
+        h_KD, targets_K = h_BTD[scored_BT], given["targets"][scored_BT]
+        counts += np.bincount(targets_K.cpu().numpy(), minlength=len(counts))
+        for h_CD, targets_C in zip(h_KD.split(CHUNK), targets_K.split(CHUNK), strict=True):
+            logits_CV = model.logits(h_CD).float()
+            total += float(F.cross_entropy(logits_CV, targets_C, reduction="sum"))
+            right += int((logits_CV.argmax(dim=-1) == targets_C).sum())
+    guessed = max(1, int(counts.sum()))
+    shares = counts[counts > 0] / guessed
+    entropy = float(-(shares * np.log(shares)).sum())
+    return Guesses(total / guessed, right / guessed, guessed, len(chosen), entropy)
+
+
+def guessing(task: Task, chosen: Ints) -> Callable[[Any], dict[str, float]]:
+    """What `fit` calls during a run: loss and accuracy on a few held-out documents."""
+
+    def validate(model: Any) -> dict[str, float]:
+        found = guess(model, task, chosen)
+        return {"loss": found.loss, "accuracy": found.accuracy}
+
+    return validate
