@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from langmill.apps.texts import Result, Row, each
-from langmill.common.errors import DataError, ModelError
+from langmill.apps.texts import Result, Row, each, within
+from langmill.common.errors import ModelError
 from langmill.common.metrics import Report
 from langmill.common.settings import ClassifySettings, ReadSettings
 from langmill.families.folder import Model
@@ -14,9 +14,7 @@ from langmill.infer.read import document_scores
 from langmill.infer.ready import ready
 from langmill.model.config import ModelConfig
 from langmill.text.classify import Labels, class_result, class_scores
-from langmill.text.tasks import Limit, Text, encode_texts
-
-READS = 512  # tokens of a text at once, where a model could read more: attention's cost grows with the square
+from langmill.text.tasks import READS, Limit, Text, encode_texts
 
 
 def run(settings: ClassifySettings, *, quiet: bool = False, as_json: bool = False) -> Report:
@@ -36,10 +34,8 @@ def run(settings: ClassifySettings, *, quiet: bool = False, as_json: bool = Fals
 
     def read(batch: Sequence[Row], counted: Counter[str]) -> Iterator[Result]:
         texts: list[Text] = [pair_of(row) for row in batch]
-        try:
+        with within(batch):
             documents = encode_texts(tokenizer, texts, limit, counted)
-        except DataError as error:
-            raise DataError(f"among {batch[0].where} to {batch[-1].where}: {error}") from None
         logits = list(document_scores(model, documents))
         numbers, scores_KC = class_scores(logits, [document.number for document in documents], labels.task)
         for number, scores_C in zip(numbers, scores_KC, strict=True):

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from langmill.apps.classify import limit_of
-from langmill.apps.texts import Result, Row, each, rows
-from langmill.common.errors import DataError, MissingExtra, ModelError, UsageError
+from langmill.apps.texts import Result, Row, batches, each, fresh, rows, within
+from langmill.common.errors import MissingExtra, ModelError, UsageError
 from langmill.common.metrics import Report
 from langmill.common.progress import track
 from langmill.common.settings import EmbedSettings, SimilarSettings
@@ -41,10 +41,9 @@ def run(settings: EmbedSettings, *, quiet: bool = False, as_json: bool = False) 
 
         return each(settings, read, quiet=quiet, as_json=as_json)
     assert settings.out is not None
-    if settings.out.exists() and not settings.force:
-        raise UsageError(f"{settings.out} exists: choose another --out, or --force")
-    texts, vectors_ND, counted = _all(reader, settings, quiet)
-    _write(settings.out, texts, vectors_ND)
+    with fresh(settings.out, settings.force) as part:
+        texts, vectors_ND, counted = _all(reader, settings, quiet)
+        _write(part, suffix, texts, vectors_ND)
     counts = {"texts": len(texts), "dimensions": vectors_ND.shape[1], **counted}
     return Report(
         settings.out, counts, {}, f"{settings.out}: {len(texts):,} vectors of {vectors_ND.shape[1]} numbers"
@@ -90,21 +89,12 @@ class Reader:
 
     def vectors(self, batch: Sequence[Row], counted: Counter[str]) -> Iterator[Floats]:
         """The vector of each row; that of a text in several windows is their mean, by their tokens."""
-        try:
+        with within(batch):
             documents = encode_texts(self.tokenizer, [row.text for row in batch], self.limit, counted)
-        except DataError as error:
-            raise DataError(f"among {batch[0].where} to {batch[-1].where}: {error}") from None
-        parts: list[tuple[int, Floats]] = []
         made = embeddings(self.model, documents, self.pool, normalise=False)
-        for document, vector in zip(documents, made, strict=True):
-            parts.append((len(document.ids), vector))
-        at = 0
-        for number in range(len(batch)):
-            windows = []
-            while at < len(parts) and documents[at].number == number:
-                windows.append(parts[at])
-                at += 1
-            yield self._finished(windows)
+        both = zip(documents, made, strict=True)
+        for _, windows in groupby(both, key=lambda pair: pair[0].number):
+            yield self._finished([(len(document.ids), vector) for document, vector in windows])
 
     def _finished(self, windows: Sequence[tuple[int, Floats]]) -> Floats:
         sizes = np.array([size for size, _ in windows], np.float32)
@@ -136,37 +126,25 @@ def _all(reader: Reader, settings: EmbedSettings, quiet: bool) -> tuple[list[str
     counted: Counter[str] = Counter()
     texts: list[str] = []
     vectors: list[Floats] = []
-    source = rows(settings)
     with track("reading", unit="texts", quiet=quiet) as progress:
-        batch: list[Row] = []
-        for row in source:
-            batch.append(row)
-            texts.append(row.text)
-            if len(batch) == settings.batch_size:
-                vectors += reader.vectors(batch, counted)
-                progress.advance(len(batch))
-                batch = []
-        if batch:
+        for batch in batches(rows(settings), settings.batch_size):
+            texts += [row.text for row in batch]
             vectors += reader.vectors(batch, counted)
+            progress.advance(len(batch))
     if not vectors:
         raise UsageError("there is no text to read")
     return texts, np.stack(vectors), counted
 
 
-def _write(path: Path, texts: Sequence[str], vectors_ND: Floats) -> None:
-    fresh: Any = path.with_name(f".{path.name}.part")
+def _write(path: Path, suffix: str, texts: Sequence[str], vectors_ND: Floats) -> None:
+    """The vectors alone, or texts and vectors."""
+    if suffix == ".npy":
+        with open(path, "wb") as file:
+            np.save(file, vectors_ND)
+        return
     try:
-        if path.suffix == ".npy":
-            with open(fresh, "wb") as file:
-                np.save(file, vectors_ND)
-        else:
-            try:
-                import pyarrow
-                import pyarrow.parquet as parquet
-            except ImportError:
-                raise MissingExtra("data", "pyarrow") from None
-            table = pyarrow.table({"text": list(texts), "embedding": list(vectors_ND)})
-            parquet.write_table(table, fresh)
-        fresh.replace(path)
-    finally:
-        fresh.unlink(missing_ok=True)
+        import pyarrow
+        import pyarrow.parquet as parquet
+    except ImportError:
+        raise MissingExtra("data", "pyarrow") from None
+    parquet.write_table(pyarrow.table({"text": list(texts), "embedding": list(vectors_ND)}), path)

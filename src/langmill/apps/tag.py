@@ -6,8 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
 from langmill.apps.classify import limit_of
-from langmill.apps.texts import Result, Row, each
-from langmill.common.errors import DataError, ModelError
+from langmill.apps.texts import Result, Row, each, within
+from langmill.common.errors import ModelError
 from langmill.common.metrics import Report
 from langmill.common.settings import TagSettings
 from langmill.families.folder import Model
@@ -25,10 +25,8 @@ def run(settings: TagSettings, *, quiet: bool = False, as_json: bool = False) ->
 
     def read(batch: Sequence[Row], counted: Counter[str]) -> Iterator[Result]:
         texts = [Words.split(row.text) for row in batch]
-        try:
+        with within(batch):
             windows = encode_words(tokenizer, texts, limit, counted)
-        except DataError as error:
-            raise DataError(f"among {batch[0].where} to {batch[-1].where}: {error}") from None
         scores = list(token_scores(model, [window.encoded for window in windows]))
         own = defaultdict(list)
         for window, score in zip(windows, scores, strict=True):

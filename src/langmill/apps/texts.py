@@ -139,13 +139,12 @@ def each(
     counted: Counter[str] = Counter()
     results: list[Result] = []
     began, count = time.perf_counter(), 0
-    source = rows(settings)
     with contextlib.ExitStack() as stack:
         out = stack.enter_context(_out(settings))
         progress = stack.enter_context(
             track("reading", unit="texts", quiet=quiet or as_json or out is sys.stdout)
         )
-        while batch := list(islice(source, settings.batch_size)):
+        for batch in batches(rows(settings), settings.batch_size):
             for result in read(batch, counted):
                 count += 1
                 if as_json and settings.out is None:
@@ -170,13 +169,33 @@ def _out(settings: ReadSettings) -> Iterator[TextIO]:
     if settings.out is None:
         yield sys.stdout
         return
-    path = settings.out
-    if path.exists() and not settings.force:
+    with fresh(settings.out, settings.force) as part, open(part, "w", encoding="utf-8", newline="\n") as file:
+        yield file
+
+
+@contextlib.contextmanager
+def fresh(path: Path, force: bool) -> Iterator[Path]:
+    """A place beside `path` to write to, which takes its name if all goes well. UsageError where it exists already."""
+    if path.exists() and not force:
         raise UsageError(f"{path} exists: choose another --out, or --force")
-    fresh = path.with_name(f".{path.name}.part")
+    part = path.with_name(f".{path.name}.part")
     try:
-        with open(fresh, "w", encoding="utf-8", newline="\n") as file:
-            yield file
-        fresh.replace(path)
+        yield part
+        part.replace(path)
     finally:
-        fresh.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def within(batch: Sequence[Row]) -> Iterator[None]:
+    """Say among which rows it was that a text could not be read."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"among {batch[0].where} to {batch[-1].where}: {error}") from None
+
+
+def batches(source: Iterator[Row], size: int) -> Iterator[list[Row]]:
+    """`size` rows at a time, fewer at the end."""
+    while batch := list(islice(source, size)):
+        yield batch

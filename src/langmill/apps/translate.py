@@ -14,12 +14,11 @@ from langmill.families.folder import Model
 from langmill.infer.beam import Hypothesis, beam_search
 from langmill.infer.ready import ready
 from langmill.model.transformer import Transformer
-from langmill.text.tasks import Limit
+from langmill.text.tasks import READS, Limit
 from langmill.text.tokenizer import Tokenizer
 from langmill.text.translate import encode_source, join_document, split_document
 
 ROWS = 16  # sentences that are searched together: of like length, so that none waits long for the others
-READS = 512
 
 
 def run(settings: TranslateSettings, *, quiet: bool = False, as_json: bool = False) -> Report:

@@ -85,7 +85,7 @@ class Documents:
 
 
 @dataclass(frozen=True, slots=True)
-class _Pieces:
+class Pieces:
     """Stretches of documents: predictions `first` to `first + length` of `document`, end to end by row."""
 
     document: Ints
@@ -121,7 +121,7 @@ def pack(lengths: Ints, capacity: int) -> list[list[int]]:
     return rows
 
 
-def _packed(documents: Ints, predictions: Ints, length: int, order: np.random.Generator) -> _Pieces:
+def _packed(documents: Ints, predictions: Ints, length: int, order: np.random.Generator) -> Pieces:
     """Cut documents into pieces of at most `length` predictions, pack them, and shuffle the rows."""
     counts = -(-predictions // length)
     owner = np.repeat(np.arange(len(documents)), counts)
@@ -133,7 +133,7 @@ def _packed(documents: Ints, predictions: Ints, length: int, order: np.random.Ge
     rows = [rows[i] for i in order.permutation(len(rows))]
     items = np.array([item for row in rows for item in row], dtype=np.int64)
     bounds = np.cumsum([0, *map(len, rows)])
-    return _Pieces(documents[owner[items]], nth[items] * length, sizes[items], bounds)
+    return Pieces(documents[owner[items]], nth[items] * length, sizes[items], bounds)
 
 
 def shuffled(positions: Ints, size: int, key: int) -> Ints:
@@ -202,7 +202,7 @@ class Packed:
         self.fill = seen / (rows_seen * length)  # share of the first block's positions that predict
         self.rows_per_epoch = max(1, round(rows_seen * self.tokens_per_epoch / seen))
 
-    def _pack(self) -> _Pieces:
+    def _pack(self) -> Pieces:
         first = self._block * self._block_documents
         places = np.arange(first, min(first + self._block_documents, len(self._indices)))
         chosen = self._indices[shuffled(places, len(self._indices), self._seed << 40 ^ self.epoch)]
@@ -215,7 +215,7 @@ class Packed:
     def __next__(self) -> Batch:
         """The next batch of this rank; there is always one."""
         mine = range(self._rank * self._rows, (self._rank + 1) * self._rows)
-        taken: list[tuple[_Pieces, int]] = []
+        taken: list[tuple[Pieces, int]] = []
         for row in range(self._rows * self._world):
             if self._row == len(self._pieces.rows) - 1:
                 self._advance()
@@ -262,7 +262,7 @@ class Packed:
         self.epoch, self._block, self._row = state["epoch"], state["block"], state["row"]
         self._pieces = self._pack()
 
-    def _fill(self, taken: list[tuple[_Pieces, int]]) -> Batch:
+    def _fill(self, taken: list[tuple[Pieces, int]]) -> Batch:
         shape = (self._rows, self._length)
         tokens_BT = np.full(shape, self._source.pad_id, dtype=np.int64)
         targets_BT = np.full(shape, IGNORED, dtype=np.int64)

@@ -9,7 +9,7 @@ A row that is none of these, or a conversation that does not hang together, is s
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -78,19 +78,27 @@ def read_rows(
     """`make(place, value)` of every row, as `read_chats`; what it refuses is counted under `reason`, or under that of
     Unusable."""
     for file in _files(paths):
-        source = file.as_posix()
-        for place, value, size in _rows(file, ledger):
-            where = f"{source}:{place}"
-            ledger.take(source, size)
-            try:
-                made = make(where, value)
-            except DataError as error:
-                shown = json.dumps(value, ensure_ascii=False, default=str)[:400]
-                why = error.reason if isinstance(error, Unusable) else reason
-                ledger.drop(source, where, why, size, shown, str(error))
-            else:
-                ledger.keep(source, size)
-                yield made
+        yield from usable(file, json_rows(file, ledger), ledger, make, reason)
+
+
+def usable(
+    file: Path, rows: Iterable[tuple[int | str, Any, int]], ledger: Ledger, make: Callable[[str, Any], T], reason: str,
+    ascii: bool = False,
+) -> Iterator[T]:  # fmt: skip
+    """`make(place, value)` of the rows of one file, each taken into the ledger, and kept or dropped there. ascii: what
+    is dropped may hold what is no Unicode, and is recorded in escapes."""
+    source = file.as_posix()
+    for place, value, size in rows:
+        where = f"{source}:{place}"
+        ledger.take(source, size)
+        try:
+            made = make(where, value)
+        except DataError as error:
+            shown = json.dumps(value, ensure_ascii=ascii, default=str)[:400]
+            ledger.drop(source, where, getattr(error, "reason", reason), size, shown, str(error))
+        else:
+            ledger.keep(source, size)
+            yield made
 
 
 def parse(where: str, row: Any) -> Row:
@@ -272,7 +280,7 @@ def _kind(file: Path) -> str:
     return plain[-1] if plain and plain[-1] in (".jsonl", ".json", ".parquet") else ""
 
 
-def _rows(file: Path, ledger: Ledger) -> Iterator[tuple[int, Any, int]]:
+def json_rows(file: Path, ledger: Ledger) -> Iterator[tuple[int, Any, int]]:
     """(number, value, bytes) of every row; what is no JSON is rejected here."""
     match _kind(file):
         case ".parquet":

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from langmill.common.errors import DataError, UsageError
-from langmill.data.chats import Unusable, _rows
+from langmill.data.chats import Unusable, json_rows, usable
 from langmill.data.pipeline import Ledger
 from langmill.data.streams import COMPRESSED
 from langmill.data.tables import Rows, table_rows, tagged_sentences
@@ -40,24 +40,18 @@ def read_files(
 
     Raises UsageError for a path that is missing or of another format, DataError where no row is left.
     """
+
+    def checked(where: str, value: Any) -> T:
+        if not isinstance(value, Mapping) and not (task == "embed" and isinstance(value, list)):
+            raise Unusable("not a JSON object", f"a row is an object with {', '.join(at.values())}")
+        return parse(where, value)
+
     found = False
     for file in _files(task, paths):
-        source = file.as_posix()
-        for place, value, size in unfold(_rows_of(task, file, ledger, at)):
-            where = f"{source}:{place}"
-            ledger.take(source, size)
-            try:
-                if not isinstance(value, Mapping) and not (task == "embed" and isinstance(value, list)):
-                    raise Unusable("not a JSON object", f"a row is an object with {', '.join(at.values())}")
-                made = parse(where, value)
-            except DataError as error:
-                shown = json.dumps(value, ensure_ascii=True, default=str)[:400]
-                why = getattr(error, "reason", "not a usable row")
-                ledger.drop(source, where, why, size, shown, str(error))
-            else:
-                ledger.keep(source, size)
-                found = True
-                yield made
+        rows = unfold(_rows_of(task, file, ledger, at))
+        for made in usable(file, rows, ledger, checked, "not a usable row", ascii=True):
+            found = True
+            yield made
     if not found:
         reasons = [f"{count.documents} x {reason}" for reason, count in ledger.dropped().items()]
         raise DataError(
@@ -72,7 +66,7 @@ def _rows_of(task: str, file: Path, ledger: Ledger, at: Fields) -> Rows:
         return tagged_sentences(file, ledger)
     if kind in (".csv", ".tsv"):
         return table_rows(file, ledger, list(at.values()), quoted=kind == ".csv")
-    return _rows(file, ledger)
+    return json_rows(file, ledger)
 
 
 def _files(task: str, paths: Paths) -> Iterator[Path]:

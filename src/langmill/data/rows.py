@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from langmill.common.errors import DataError
-from langmill.data.batches import IGNORED, Batch, Ints, Packed, _Pieces
+from langmill.data.batches import IGNORED, Batch, Ints, Packed, Pieces
 from langmill.data.examples import apart
 
 Bools = NDArray[np.bool_]
@@ -232,7 +232,7 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Dated(_Pieces):
+class _Dated(Pieces):
     epoch: int
 
 
@@ -256,7 +256,7 @@ class TaskRows(Packed):
         # Packed asks a source for batches here and nowhere else, so it never copies single sequences.
         super().__init__(cast(Any, source), indices, length, rows, seed, rank, world)
 
-    def _pack(self) -> _Pieces:
+    def _pack(self) -> Pieces:
         pieces = super()._pack()
         return _Dated(pieces.document, pieces.first, pieces.length, pieces.rows, self.epoch)
 

@@ -57,7 +57,14 @@ class Difference:
 
 def intervals(of: Figures, count: int, resamples: int = 1000, seed: int = 0) -> dict[str, Interval]:
     """95 % percentile bootstrap interval of every figure; none below two rows."""
-    return _intervals(of, count, resamples, seed)
+    if count < 2:
+        return {}
+    random = np.random.default_rng(seed)
+    found = [of(random.integers(count, size=count)) for _ in range(resamples)]
+    names = [name for name in of(np.arange(count)) if all(name in one for one in found)]
+    values = np.array([[one[name] for name in names] for one in found])
+    low, high = np.percentile(values, (2.5, 97.5), axis=0) if names else ([], [])
+    return {name: (float(low[i]), float(high[i])) for i, name in enumerate(names)}
 
 
 def differences(
@@ -73,16 +80,5 @@ def differences(
         found, other = ours(chosen), theirs(chosen)
         return {name: found[name] - other[name] for name in a if name in b}
 
-    between = _intervals(both, count, resamples, seed)
+    between = intervals(both, count, resamples, seed)
     return [Difference(name, a[name], b[name], between.get(name)) for name in a if name in b]
-
-
-def _intervals(of: Figures, count: int, resamples: int, seed: int) -> dict[str, Interval]:
-    if count < 2:
-        return {}
-    random = np.random.default_rng(seed)
-    found = [of(random.integers(count, size=count)) for _ in range(resamples)]
-    names = [name for name in of(np.arange(count)) if all(name in one for one in found)]
-    values = np.array([[one[name] for name in names] for one in found])
-    low, high = np.percentile(values, (2.5, 97.5), axis=0) if names else ([], [])
-    return {name: (float(low[i]), float(high[i])) for i, name in enumerate(names)}

@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from langmill.common.errors import MissingExtra
-from langmill.evaluate.choices import Question, answered, longest, question
+from langmill.evaluate.choices import answered, question
 from langmill.families.folder import Model
+from langmill.infer.choices import Question, longest
 from langmill.infer.generate import generate_pieces
 from langmill.infer.sampling import Sampling
 from langmill.text.tokenizer import Tokenizer

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from langmill.evaluate.compare import intervals
 from langmill.evaluate.loss import Interval
 
 Floats = NDArray[np.float64]
@@ -133,12 +134,7 @@ def interval(
 
     For a difference let `of` take both sides of the same texts: that is the paired interval. None below two texts.
     """
-    if count < 2:
-        return None
-    random = np.random.default_rng(seed)
-    found = [of(random.integers(count, size=count)) for _ in range(resamples)]
-    low, high = np.percentile(found, (2.5, 97.5))
-    return float(low), float(high)
+    return intervals(lambda chosen: {"": of(chosen)}, count, resamples, seed).get("")
 
 
 def _ranks(values: Floats) -> Floats:

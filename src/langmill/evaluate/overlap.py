@@ -6,6 +6,7 @@ Both are sacrebleu's defaults (Post 2018, arXiv:1804.08771; chrF2: Popović 2015
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,18 @@ from numpy.typing import NDArray
 
 ORDERS, WORDS = 6, 4  # n-grams of characters, of words
 BETA = 2  # how much more recall weighs than precision
+
+
+def counts(said: Sequence[str], wanted: Sequence[str]) -> NDArray[np.int64]:
+    """(texts, 28): `bleu_counts` and `chrf_counts` of each text and its reference. ImportError without sacrebleu."""
+    pairs = list(zip(said, wanted, strict=True))
+    return np.array([np.concatenate((bleu_counts(*pair), chrf_counts(*pair))) for pair in pairs])
+
+
+def scores(counts_N: NDArray[np.int64]) -> dict[str, float]:
+    """{"bleu", "chrf"} of the texts with these `counts`."""
+    sums = counts_N.sum(0)
+    return {"bleu": bleu(sums[: 2 * WORDS + 2]), "chrf": chrf(sums[2 * WORDS + 2 :])}
 
 
 def bleu_counts(said: str, wanted: str) -> NDArray[np.int64]:

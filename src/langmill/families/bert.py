@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from langmill.families.heads import described, labels_of, task_of
+from langmill.families.heads import ENDINGS, described, labels_of, reader_head, task_of
 from langmill.families.weights import MOST_LAYERS, Rule, choice, layers, linear, number, real, refuse, rule
 from langmill.model.config import Head, Learned, ModelConfig, StackConfig, Task, Tokens
 
@@ -27,15 +27,6 @@ ACTIVATIONS = {
     "relu": "relu",
     "silu": "silu",
     "swish": "silu",
-}
-ARCHITECTURES: dict[Task, str] = {
-    "text": "ForMaskedLM",
-    "classify": "ForSequenceClassification",
-    "multilabel": "ForSequenceClassification",
-    "regress": "ForSequenceClassification",
-    "tag": "ForTokenClassification",
-    "answer": "ForQuestionAnswering",
-    "embed": "Model",
 }
 SHAPE = {
     "vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
@@ -82,22 +73,14 @@ def encoder(theirs: Mapping[str, Any], *, length: int, offset: int, eps: float) 
 
 def head_for(task: Task, vocab: int, activation: Any, labels: tuple[str, ...]) -> Head | None:
     """What stands on the encoder for each task; for embed the pooler, which `adjust` drops where a file has none."""
-    match task:
-        case "text":
-            return Head(vocab, True, True, activation, transform_norm=True)
-        case "embed":
-            return Head(0, False, transform="tanh", pool="first", task="embed")
-        case "tag":
-            return Head(len(labels), False, True, task="tag", labels=labels)
-        case "answer":
-            return Head(2, False, True, task="answer")
-    return Head(len(labels), False, True, "tanh", pool="first", task=task, labels=labels)
+    pooler = Head(0, False, transform="tanh", pool="first", task="embed")
+    return reader_head(task, vocab, activation, labels, "tanh", pooler)
 
 
-def adjust(c: ModelConfig, names: Mapping[str, Any]) -> ModelConfig:
+def adjust(c: ModelConfig, names: Mapping[str, Any], prefix: str = PREFIX) -> ModelConfig:
     """Without a pooler in the file (sentence encoders often have none) the states themselves come out."""
     pooler = c.head is not None and c.head.outputs == 0
-    return replace(c, head=None) if pooler and PREFIX + "pooler.dense.weight" not in names else c
+    return replace(c, head=None) if pooler and prefix + "pooler.dense.weight" not in names else c
 
 
 def with_task(c: ModelConfig, task: Task, labels: tuple[str, ...]) -> ModelConfig:
@@ -113,11 +96,11 @@ def export(c: ModelConfig) -> dict[str, Any] | None:
 def written(c: ModelConfig, kind: str, name: str, read: Any) -> dict[str, Any] | None:
     """The `config.json` of a family of BERT's shape, where `read` makes the same shape of it again."""
     d, task = c.encoder, "embed" if c.head is None else c.head.task
-    if d is None or c.decoder is not None or not isinstance(d.position, Learned) or task not in ARCHITECTURES:
+    if d is None or c.decoder is not None or not isinstance(d.position, Learned):
         return None
     names = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
     back = {
-        "architectures": [name + ARCHITECTURES[task]],
+        "architectures": [name + ENDINGS.get(task, "ForMaskedLM")],
         "model_type": kind,
         "vocab_size": c.vocab,
         "hidden_size": d.dim,

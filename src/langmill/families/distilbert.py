@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from langmill.families.bert import ACTIVATIONS, ARCHITECTURES
-from langmill.families.heads import described, labels_of, task_of
+from langmill.families.bert import ACTIVATIONS
+from langmill.families.heads import ENDINGS, described, labels_of, reader_head, task_of
 from langmill.families.weights import MOST_LAYERS, Rule, choice, layers, linear, number, refuse, rule
 from langmill.model.config import Head, Learned, ModelConfig, StackConfig, Task, Tokens
 
@@ -48,36 +48,23 @@ def config(theirs: Mapping[str, Any]) -> ModelConfig:
             causal=False,
         ),
         encoder_input=Tokens(vocab, number(theirs, "max_position_embeddings", 512), norm=True),
-        head=_head_for(task_of(theirs, "embed"), vocab, act, labels_of(theirs)),
+        head=reader_head(task_of(theirs, "embed"), vocab, act, labels_of(theirs), "relu", None),
     )
-
-
-def _head_for(task: Task, vocab: int, activation: Any, labels: tuple[str, ...]) -> Head | None:
-    match task:
-        case "text":
-            return Head(vocab, True, True, activation, transform_norm=True)
-        case "embed":
-            return None
-        case "tag":
-            return Head(len(labels), False, True, task="tag", labels=labels)
-        case "answer":
-            return Head(2, False, True, task="answer")
-    return Head(len(labels), False, True, "relu", pool="first", task=task, labels=labels)
 
 
 def with_task(c: ModelConfig, task: Task, labels: tuple[str, ...]) -> ModelConfig:
     """The same encoder with the head for another task."""
-    return replace(c, head=_head_for(task, c.vocab, c.main.activation, labels))
+    return replace(c, head=reader_head(task, c.vocab, c.main.activation, labels, "relu", None))
 
 
 def export(c: ModelConfig) -> dict[str, Any] | None:
     """Our shape as a DistilBERT `config.json`; None where DistilBERT cannot express it."""
     d, task = c.encoder, "embed" if c.head is None else c.head.task
-    if d is None or c.decoder is not None or task not in ARCHITECTURES:
+    if d is None or c.decoder is not None:
         return None
     names = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
     back = {
-        "architectures": ["DistilBert" + ARCHITECTURES[task]],
+        "architectures": ["DistilBert" + ENDINGS.get(task, "ForMaskedLM")],
         "model_type": "distilbert",
         "vocab_size": c.vocab,
         "dim": d.dim,

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from langmill.families.heads import described, labels_of, task_of
-from langmill.families.llama import ARCHITECTURES as TASKS
+from langmill.families.heads import ENDINGS, described, labels_of, task_of
 from langmill.families.llama import head_for, head_rules
 from langmill.families.llama import with_task as with_task
 from langmill.families.weights import MOST_LAYERS, Rule, choice, flag, layers, number, real, refuse, rule
@@ -73,7 +72,7 @@ def export(c: ModelConfig) -> dict[str, Any] | None:
     task = "embed" if c.head is None else c.head.task
     names = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
     back = {
-        "architectures": ["GPT2LMHeadModel" if task == "text" else "GPT2" + TASKS[task]],
+        "architectures": ["GPT2" + ENDINGS.get(task, "LMHeadModel")],
         "model_type": "gpt2",
         "vocab_size": c.vocab,
         "n_positions": c.length,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from langmill.common.errors import ModelError
 from langmill.families.weights import number
-from langmill.model.config import Head, Task
+from langmill.model.config import Activation, Head, Task
 
 MOST_LABELS = 1 << 20
 SUFFIXES: dict[str, Task] = {  # the first that fits
@@ -21,6 +21,16 @@ SUFFIXES: dict[str, Task] = {  # the first that fits
     "ForTokenClassification": "tag",
     "ForQuestionAnswering": "answer",
     "Model": "embed",
+}
+ENDINGS: dict[
+    Task, str
+] = {  # of the architecture that is written for each task; that for text is a family's own
+    "classify": "ForSequenceClassification",
+    "multilabel": "ForSequenceClassification",
+    "regress": "ForSequenceClassification",
+    "tag": "ForTokenClassification",
+    "answer": "ForQuestionAnswering",
+    "embed": "Model",
 }
 PROBLEMS: dict[str | None, Task] = {
     "single_label_classification": "classify",
@@ -66,6 +76,24 @@ def labels_of(theirs: Mapping[str, Any]) -> tuple[str, ...]:
     if set(by_number) != {str(i) for i in range(len(named))}:
         raise ModelError(f"config.json: id2label must number its labels from 0 to {len(named) - 1}")
     return tuple(str(by_number[str(i)]) for i in range(len(named)))
+
+
+def reader_head(
+    task: Task, vocab: int, activation: Activation, labels: tuple[str, ...], dense: Literal["tanh", "relu"],
+    pooler: Head | None,
+) -> Head | None:  # fmt: skip
+    """What stands on an encoder of BERT's kind for each task. dense: what follows the dense layer before the scores of
+    a whole text. pooler: what stands there where nothing is scored."""
+    match task:
+        case "text":
+            return Head(vocab, True, True, activation, transform_norm=True)
+        case "embed":
+            return pooler
+        case "tag":
+            return Head(len(labels), False, True, task="tag", labels=labels)
+        case "answer":
+            return Head(2, False, True, task="answer")
+    return Head(len(labels), False, True, dense, pool="first", task=task, labels=labels)
 
 
 def described(head: Head) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from langmill.common.errors import ModelError
-from langmill.families.heads import described, labels_of, task_of
+from langmill.families.heads import ENDINGS, described, labels_of, task_of
 from langmill.families.weights import (
     MOST_LAYERS,
     Rule,
@@ -144,17 +144,6 @@ def head_rules(c: ModelConfig) -> tuple[Rule, ...]:
     return tuple(rule(*pair) for pair in linear(theirs, "head", c.head.bias))
 
 
-ARCHITECTURES: dict[Task, str] = {
-    "text": "ForCausalLM",
-    "classify": "ForSequenceClassification",
-    "multilabel": "ForSequenceClassification",
-    "regress": "ForSequenceClassification",
-    "tag": "ForTokenClassification",
-    "answer": "ForQuestionAnswering",
-    "embed": "Model",
-}
-
-
 def _windows(kind: str, theirs: Mapping[str, Any], count: int) -> tuple[int | None, ...]:
     size = theirs.get(
         "sliding_window", DEFAULTS[kind].get("sliding_window", 4096 if "qwen" in kind else None)
@@ -222,7 +211,7 @@ def _export(c: ModelConfig, kind: str) -> dict[str, Any]:
     names = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
     class_name = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}[kind]
     back: dict[str, Any] = {
-        "architectures": [class_name + ARCHITECTURES[task]],
+        "architectures": [class_name + ENDINGS.get(task, "ForCausalLM")],
         "model_type": kind,
         "vocab_size": c.vocab,
         "hidden_size": d.dim,

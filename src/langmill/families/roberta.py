@@ -46,8 +46,7 @@ def with_task(c: ModelConfig, task: Task, labels: tuple[str, ...]) -> ModelConfi
 
 def adjust(c: ModelConfig, names: Mapping[str, Any]) -> ModelConfig:
     """As BERT's."""
-    pooler = c.head is not None and c.head.outputs == 0
-    return replace(c, head=None) if pooler and PREFIX + "pooler.dense.weight" not in names else c
+    return bert.adjust(c, names, PREFIX)
 
 
 def export(c: ModelConfig) -> dict[str, Any] | None:

@@ -1,6 +1,6 @@
 """How likely a decoder finds each way to go on: the base of multiple choice, zero- and few-shot (Brown et al. 2020).
 
-n choices, T tokens, V vocabulary.
+B questions, n choices, T tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from langmill.families.folder import Model
 from langmill.model.config import ModelConfig
 from langmill.model.transformer import Transformer
 from langmill.text.tokenizer import Tokenizer
+
+Ids = Sequence[int]
+Question = tuple[Ids, Sequence[Ids]]  # a context and the ways to go on from it
 
 
 @dataclass(frozen=True)
@@ -43,42 +46,63 @@ def split_ids(tokenizer: Tokenizer, context: str, choice: str) -> tuple[list[int
     return [*start, *before] or [tokenizer.start_id], whole[len(before) :]
 
 
-@torch.inference_mode()
 def likelihoods(model: Model, context: Sequence[int], choices: Sequence[Sequence[int]]) -> list[Likelihood]:
-    """Of each choice after the context, which is read once. ModelError where they do not fit into the model."""
-    _check(model, len(context), choices)
-    device, longest = model.tokens.weight.device, max(map(len, choices))
-    cache: Any = model.new_cache(1, len(context) + longest)
-    h_1TD = model.hidden(torch.tensor([list(context)], device=device), cache=cache)
-    first_V = torch.log_softmax(model.logits(h_1TD[0, -1]).float(), dim=-1)
-    logs = [[float(first_V[choice[0]])] for choice in choices]
-    best = [int(first_V.argmax()) == choice[0] for choice in choices]
-    going = [place for place, choice in enumerate(choices) if len(choice) > 1]
-    if going:
-        cache.select(torch.zeros(len(going), dtype=torch.long, device=device))
-        rows = [torch.tensor(choices[place], device=device) for place in going]
-        inputs_nT = pad_sequence([row[:-1] for row in rows], batch_first=True)
+    """Of each choice after one context: `together` for a single question."""
+    return together(model, [(context, choices)])[0]
+
+
+@torch.inference_mode()
+def together(model: Model, questions: Sequence[Question]) -> list[list[Likelihood]]:
+    """Likelihoods of several questions' choices: one pass over the contexts, one over all the choices.
+
+    ModelError where the model does not write, DataError for an empty context or choice.
+    """
+    _check(model, questions)
+    device, longest = model.head_weight.device, max(len(own) for _, going in questions for own in going)
+    contexts = [torch.tensor(list(context), device=device) for context, _ in questions]
+    lengths_B = torch.tensor([len(context) for context, _ in questions], device=device)
+    tokens_BT = pad_sequence(contexts, batch_first=True)
+    cache: Any = model.new_cache(len(questions), tokens_BT.shape[1] + longest)
+    even = bool((lengths_B == tokens_BT.shape[1]).all())
+    h_BTD = model.hidden(tokens_BT, cache=cache, lengths_B=None if even else lengths_B)
+    last_BD = h_BTD[torch.arange(len(questions), device=device), lengths_B - 1]
+    first_BV = torch.log_softmax(model.logits(last_BD).float(), dim=-1)
+    best_B = first_BV.argmax(-1).tolist()
+    places = [(b, n) for b, (_, going) in enumerate(questions) for n in range(len(going))]
+    logs = {(b, n): float(first_BV[b, questions[b][1][n][0]]) for b, n in places}
+    likeliest = {(b, n): best_B[b] == questions[b][1][n][0] for b, n in places}
+    if more := [(b, n) for b, n in places if len(questions[b][1][n]) > 1]:
+        cache.select(torch.tensor([b for b, _ in more], device=device))
+        rows = [torch.tensor(list(questions[b][1][n]), device=device) for b, n in more]
         lengths_n = torch.tensor([len(row) - 1 for row in rows], device=device)
+        inputs_nT = pad_sequence([row[:-1] for row in rows], batch_first=True)
         h_nTD = model.hidden(inputs_nT, cache=cache, lengths_B=lengths_n)
-        for place, row, h_TD in zip(going, rows, h_nTD, strict=True):
+        for place, row, h_TD in zip(more, rows, h_nTD, strict=True):
             logs_TV = torch.log_softmax(model.logits(h_TD[: len(row) - 1]).float(), dim=-1)
-            logs[place] += logs_TV.gather(1, row[1:, None])[:, 0].tolist()
-            best[place] &= bool((logs_TV.argmax(-1) == row[1:]).all())
+            logs[place] += float(logs_TV.gather(1, row[1:, None]).double().sum())
+            likeliest[place] &= bool((logs_TV.argmax(-1) == row[1:]).all())
     return [
-        Likelihood(sum(parts), len(choice), greedy)
-        for parts, choice, greedy in zip(logs, choices, best, strict=True)
+        [Likelihood(logs[b, n], len(own), likeliest[b, n]) for n, own in enumerate(going)]
+        for b, (_, going) in enumerate(questions)
     ]
 
 
-def _check(model: Model, context: int, choices: Sequence[Sequence[int]]) -> None:
+def longest(model: Model) -> int | None:
+    """The positions that a model has; None where it has no end."""
+    return model.config.length if isinstance(model.config, ModelConfig) else None
+
+
+def _check(model: Model, questions: Sequence[Question]) -> None:
     if isinstance(model, Transformer) and not model.config.writes:
         raise ModelError(
             "this model does not write text, so it cannot say how likely a text is: take a decoder"
         )
-    if not context or not choices or not all(choices):
-        raise DataError("a context and choices of at least one token each are needed")
-    reach = context + max(map(len, choices)) - 1
-    if isinstance(model.config, ModelConfig) and reach > model.config.length:
-        raise ModelError(
-            f"a context of {context} tokens with its longest choice exceeds the model's {model.config.length}"
-        )
+    most = longest(model)
+    for context, going in questions:
+        if not context or not going or not all(going):
+            raise DataError("a context and choices of at least one token each are needed")
+        reach = len(context) + max(map(len, going)) - 1
+        if most is not None and reach > most:
+            raise ModelError(
+                f"a context of {len(context)} tokens with its longest choice exceeds the model's {most}"
+            )

@@ -56,7 +56,7 @@ class Corpus:
     def batches(self, length: int, rows: int, seed: int) -> Packed:
         """Endless packed batches of the training documents; equal arguments give equal batches."""
         t = self.tokenizer
-        pad = t.boundary_id if t.pad_id is None else t.pad_id  # masked in any case
+        pad = t.fill_id  # masked in any case
         return Packed(Documents(self.shards, t.start_id, t.boundary_id, pad), self.train, length, rows, seed)
 
     def held_out(self, most_tokens: int) -> Ints:

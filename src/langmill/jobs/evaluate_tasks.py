@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from langmill.apps.classify import READS, labels_of
+from langmill.apps.classify import labels_of
 from langmill.apps.texts import Row
 from langmill.apps.translate import checked, translate
 from langmill.apps.zero_shot import chooser, shots
@@ -25,12 +25,13 @@ from langmill.common.errors import MissingExtra, UsageError
 from langmill.common.settings import ClassifySettings, EvaluateSettings, TranslateSettings
 from langmill.data.tasks import LabelRow, TranslationRow
 from langmill.evaluate import labels as scores
-from langmill.evaluate.choices import answered, chosen, longest, question
-from langmill.evaluate.compare import Figures, Ints
-from langmill.evaluate.overlap import bleu, bleu_counts, chrf, chrf_counts
+from langmill.evaluate import overlap
+from langmill.evaluate.choices import answered, chosen, question
+from langmill.evaluate.compare import Figures
 from langmill.families.folder import Model, read_config
 from langmill.families.heads import task_of
 from langmill.families.hub import resolve
+from langmill.infer.choices import longest
 from langmill.infer.generate import generate_pieces
 from langmill.infer.read import document_scores
 from langmill.infer.sampling import Sampling
@@ -39,7 +40,7 @@ from langmill.model.config import ModelConfig
 from langmill.text.answer import exact_match, f1
 from langmill.text.chat import chat_ids
 from langmill.text.classify import Labels, class_scores
-from langmill.text.tasks import Limit, encode_texts
+from langmill.text.tasks import READS, Limit, encode_texts
 from langmill.text.tokenizer import Tokenizer
 
 ANSWER = 32  # tokens of an answer, where the settings name no number
@@ -274,15 +275,10 @@ def render(
             results.append({"where": row.where, "source": row.source, "target": row.target, **more})
         on(len(batch))
     try:
-        words = np.array([bleu_counts(one["said"], one["target"]) for one in results])
+        counts = overlap.counts([one["said"] for one in results], [one["target"] for one in results])
     except ImportError:
         raise MissingExtra("eval", "sacrebleu") from None
-    characters = np.array([chrf_counts(one["said"], one["target"]) for one in results])
-
-    def figures(k: Ints) -> dict[str, float]:
-        return {"bleu": bleu(words[k].sum(0)), "chrf": chrf(characters[k].sum(0))}
-
-    return Outcome(figures, results, counted=counted)
+    return Outcome(lambda k: overlap.scores(counts[k]), results, counted=counted)
 
 
 def _means(results: Sequence[dict[str, Any]], names: Sequence[str]) -> Figures:

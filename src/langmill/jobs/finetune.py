@@ -10,15 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from langmill.adapt.lora import adapt
 from langmill.common.configure import save_settings
@@ -40,13 +37,13 @@ from langmill.jobs.answers import Answer, ask
 from langmill.jobs.foretell import foretold
 from langmill.jobs.resume import finished, settled
 from langmill.jobs.size import resolve
+from langmill.jobs.work import mean_loss
 from langmill.model.config import LSTMConfig, ModelConfig
 from langmill.text.chat import render
 from langmill.text.tokenizer import Tokenizer
 from langmill.text.turns import Example, chat_example, completion_example
 from langmill.train.loop import Outcome, fit
 from langmill.train.objectives import causal
-from langmill.train.step import tensors
 
 LONGEST = 1024  # tokens in a row, unless train.max_length says otherwise
 STEPS_AN_EPOCH = 40  # at least, where the micro-batch is chosen here: small sets get small ones
@@ -219,7 +216,7 @@ def prepare(
             rows[row.id] = row
             return row.id, example
 
-        pad = tokenizer.boundary_id if tokenizer.pad_id is None else tokenizer.pad_id
+        pad = tokenizer.fill_id
         try:
             examples = Examples.of(read_chats(settings.data, ledger, make), pad)
         except DataError:
@@ -308,14 +305,9 @@ def _some(ready: Prepared, numbers: Ints, least: int) -> Ints:
     return numbers[: int((sizes.cumsum() <= most).sum()) or min(1, len(numbers))]
 
 
-@torch.no_grad()
 def held_loss(model: Any, examples: Examples, numbers: Ints, length: int) -> float:
     """Nats a trained token over whole examples."""
-    device, total, count = next(model.parameters()).device, 0.0, 0
-    for batch in once(examples, numbers, length):
-        loss, scored = causal(model, tensors(batch, device))
-        total, count = total + float(loss), count + int(scored)
-    return total / count if count else math.nan
+    return mean_loss(model, causal, once(examples, numbers, length))
 
 
 def _once(

@@ -24,9 +24,7 @@ from langmill.jobs.report import (
     Page,
     Sample,
     Tile,
-    commands,
     count_shown,
-    folded,
     join,
     ledger,
     loss_chart,
@@ -34,10 +32,8 @@ from langmill.jobs.report import (
     samples,
     seconds_shown,
     speed_chart,
-    table,
     text,
 )  # fmt: skip
-from langmill.jobs.report import settings as shown_settings
 from langmill.jobs.results import path_shown, three
 from langmill.model.count import parameters
 from langmill.text.tokenizer import Tokenizer
@@ -111,12 +107,7 @@ def _page(
         ("Answers before and after", answers_shown(settings, before.answers, after.answers)),
         ("How it learned", join(loss_chart(rows), speed_chart(rows))),
         ("The conversations", join(_mask(ready, found), ledger(ready.ledger.as_dict()))),
-        (
-            "Measured choices",
-            table("Measured once at the start", ("choice",), [(w,) for w in outcome.choices.why]),
-        ),
-        ("How to go on", commands(next_commands(settings))),
-        ("Settings", folded("All settings as resolved", shown_settings(settings.model_dump(mode="json")))),
+        *results.closing(outcome.choices.why, next_commands(settings), settings.model_dump(mode="json")),
     ]
     kicker = f"langmill finetune, {settings.task} · {time.strftime('%d %B %Y')} · {machine()}"
     summary = (

@@ -32,9 +32,7 @@ from langmill.jobs.report import (  # fmt: skip
     Html,
     Page,
     Tile,
-    commands,
     count_shown,
-    folded,
     join,
     ledger,
     loss_chart,
@@ -42,10 +40,8 @@ from langmill.jobs.report import (  # fmt: skip
     seconds_shown,
     shown,
     speed_chart,
-    table,
 )
-from langmill.jobs.report import settings as shown_settings
-from langmill.jobs.work import Prepare, Scored, Work, chosen, held_loss, rows_of
+from langmill.jobs.work import Prepare, Scored, Work, chosen, rows_of, scored
 from langmill.model.count import parameters
 from langmill.model.transformer import Transformer
 from langmill.text.tokenizer import Tokenizer
@@ -103,24 +99,23 @@ def run(
         print(foretold(work.model.config, settings.train, tokens, device), file=sys.stderr)
     work.model.to(device)
     outcome = learn(settings, work, folder, quiet)
-    scored = work.score(work.model.eval(), True) if len(work.held) else Scored({})
-    figures = {**scored.figures, "loss": _finite(held_loss(settings, work, work.model))}
+    found = scored(settings, work, work.model.eval(), True)
+    figures = {**found.figures, "loss": _finite(found.figures["loss"])}
     if not settings.out.exists():
         lineage = lineage_of(
             settings, _about(work, tokenizer), settings.model, {"steps": outcome.steps, **figures}
         )
         save(work.model, tokenizer, settings.out, lineage=lineage, card=card(settings, work, figures))
-    return _report(settings, work, outcome, scored, figures, folder, time.monotonic() - started)
+    return _report(settings, work, outcome, found, figures, folder, time.monotonic() - started)
 
 
 def learn(settings: FinetuneSettings, work: Work, folder: Path, quiet: bool) -> Outcome:
     """Fit the model in place, and go back to its best checkpoint."""
 
     def validate(model: Any) -> dict[str, float]:
-        figures = work.score(model, False).figures
-        loss = held_loss(settings, work, model)
-        criterion = round(figures[work.best] * (-1 if work.higher else 1), 4) + TIE * min(loss, 100.0)
-        return {"loss": loss, **figures, "criterion": criterion}
+        figures = scored(settings, work, model, False).figures
+        criterion = round(figures[work.best] * (-1 if work.higher else 1), 4)
+        return {**figures, "criterion": criterion + TIE * min(figures["loss"], 100.0)}
 
     patience = settings.tasks.patience
 
@@ -178,7 +173,7 @@ def card(settings: FinetuneSettings, work: Work, figures: Mapping[str, Any]) -> 
 
 
 def _report(
-    settings: FinetuneSettings, work: Work, outcome: Outcome, scored: Scored, figures: Mapping[str, Any],
+    settings: FinetuneSettings, work: Work, outcome: Outcome, held: Scored, figures: Mapping[str, Any],
     folder: Path, seconds: float,
 ) -> Report:  # fmt: skip
     counts = {
@@ -207,8 +202,8 @@ def _report(
         work.counted.values()
     )
     words += [f"report: {folder / 'report.html'}", f"next: {work.use[0][1]}"]
-    page = _page(settings, work, outcome, scored, found, folder)
-    extra = {"ledger": work.ledger.as_dict(), **work.facts, **scored.extra}
+    page = _page(settings, work, outcome, held, found, folder)
+    extra = {"ledger": work.ledger.as_dict(), **work.facts, **held.extra}
     return results.publish(settings.out, folder, page, counts, found, "\n".join(words), extra, seconds)
 
 
@@ -216,12 +211,12 @@ def _page(
     settings: FinetuneSettings,
     work: Work,
     outcome: Outcome,
-    scored: Scored,
+    held: Scored,
     found: Mapping[str, Any],
     folder: Path,
 ) -> Page:
     rows = [("", Metrics(folder).rows())]
-    first = [work.best, *(name for name in scored.figures if name != work.best)][:3]
+    first = [work.best, *(name for name in held.figures if name not in (work.best, "loss"))][:3]
     tiles = [
         Tile(name.replace("_", " "), shown(found[name]), f"on {len(work.held):,} held-out {work.what}")
         for name in first
@@ -229,15 +224,10 @@ def _page(
     ]
     tiles.append(Tile("speed", f"{outcome.tokens_per_second:,.0f}/s", f"tokens; {outcome.choices.dtype}"))
     sections: list[tuple[str, Html]] = [
-        *scored.sections,
+        *held.sections,
         ("How it learned", join(loss_chart(rows), speed_chart(rows))),
         (f"The {work.what}", ledger(work.ledger.as_dict())),
-        (
-            "Measured choices",
-            table("Measured once at the start", ("choice",), [(w,) for w in outcome.choices.why]),
-        ),
-        ("How to go on", commands(work.use)),
-        ("Settings", folded("All settings as resolved", shown_settings(settings.model_dump(mode="json")))),
+        *results.closing(outcome.choices.why, work.use, settings.model_dump(mode="json")),
     ]
     kicker = f"langmill finetune, {settings.task} · {time.strftime('%d %B %Y')} · {machine()}"
     summary = (

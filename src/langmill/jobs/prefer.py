@@ -184,7 +184,7 @@ def prepare(
     else:
         items = [Item(good.row.id, good.example, bad.example) for good, bad in read]
     rows = {(part.row.id, part.good): part.row for parts in read for part in parts}
-    pad = tokenizer.boundary_id if tokenizer.pad_id is None else tokenizer.pad_id
+    pad = tokenizer.fill_id
     pairs = Pairs.of(items, pad)
     training, held = pairs.split(settings.holdout)
     behind = [rows[item.name, item.label > 0] for item in items]

@@ -23,17 +23,13 @@ from langmill.jobs.report import (
     Html,
     Page,
     Tile,
-    commands,
     count_shown,
-    folded,
     join,
     ledger,
     machine,
     seconds_shown,
-    table,
     text,
 )  # fmt: skip
-from langmill.jobs.report import settings as shown_settings
 from langmill.model.count import parameters
 from langmill.train.loop import Outcome
 
@@ -91,15 +87,12 @@ def _page(
         Tile("held-out loss", number_shown(after.judged.loss), f"before {number_shown(before.judged.loss)}"),
         Tile("speed", f"{outcome.tokens_per_second:,.0f}/s", f"tokens of answers; {outcome.choices.dtype}"),
     ]  # fmt: skip
-    whys = [(why,) for why in outcome.choices.why]
     told = {"model": settings.model, "loss": settings.prefer.loss}
     sections: list[tuple[str, Html]] = [
         ("How it learned", join(*_curves(rows), _meaning(settings))),
         ("Answers before and after", answers_shown(settings, before.answers, after.answers)),
         ("The preferences", join(_counted(ready, figures), ledger(ready.ledger.as_dict()))),
-        ("Measured choices", table("Measured once at the start", ("choice",), whys)),
-        ("How to go on", commands(next_commands(settings))),
-        ("Settings", folded("All settings as resolved", shown_settings(settings.model_dump(mode="json")))),
+        *results.closing(outcome.choices.why, next_commands(settings), settings.model_dump(mode="json")),
     ]
     kicker = f"langmill finetune, {settings.task} · {time.strftime('%d %B %Y')} · {machine()}"
     summary = (

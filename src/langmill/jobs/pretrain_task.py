@@ -20,7 +20,6 @@ from langmill.data.corrupt import Denoising, FillInMiddle, Masking, SpanCorrupti
 from langmill.data.fresh import Denoised, Infilled, Masked
 from langmill.data.rows import Source, TaskRows, tokens_of
 from langmill.jobs.corpus import Corpus
-from langmill.jobs.work import pad_of
 from langmill.model.config import Config, LSTMConfig, ModelConfig, Relative
 from langmill.text.tokenizer import Tokenizer
 from langmill.text.training import FIM, MASK, SENTINEL
@@ -104,7 +103,7 @@ def check_shape(config: Config, objective: str, where: object) -> None:
 
 def start_of(tokenizer: Tokenizer) -> int:
     """The id that a fresh decoder behind an encoder begins with: padding."""
-    return pad_of(tokenizer)
+    return tokenizer.fill_id
 
 
 def task_for(train: TrainSettings, corpus: Corpus, config: Config) -> Task | None:
@@ -122,7 +121,7 @@ def _masked(train: TrainSettings, corpus: Corpus, config: Config) -> Task:
     words = Words.of([t.token(id) for id in range(t.vocab_size)]) if train.whole_words else None
     how = Masking(mask, flags(t.special_ids, t.vocab_size), words, train.mask_rate or 0.15)
     front, back = t.frame.single.ids
-    source = Masked(corpus.shards, how, length, front, back, pad_of(t))
+    source = Masked(corpus.shards, how, length, front, back, t.fill_id)
     return Task(source, objectives.masked, length, train.micro_batch_size or 1)
 
 
@@ -130,7 +129,7 @@ def _infilled(train: TrainSettings, corpus: Corpus, config: Config) -> Task:
     t, length = corpus.tokenizer, train.max_length or config.length
     prefix, suffix, middle = (_named(t.vocab.get(name), name, train) for name in FIM)
     how = FillInMiddle(prefix, suffix, middle)
-    source = Infilled(corpus.shards, how, length, (t.start_id,), (t.boundary_id,), pad_of(t))
+    source = Infilled(corpus.shards, how, length, (t.start_id,), (t.boundary_id,), t.fill_id)
     return Task(source, causal, length, train.micro_batch_size or 1, writes=True)
 
 
@@ -154,7 +153,7 @@ def _denoised(train: TrainSettings, corpus: Corpus, config: Config) -> Task:
         how = Denoising(_named(t.mask_id, "mask token", train), special, stops, train.mask_rate or 0.3)
         ratio = (1, 1)
     length = length * ratio[1] // ratio[0]
-    source = Denoised(corpus.shards, how, length, front, back, pad_of(t), start, ratio)
+    source = Denoised(corpus.shards, how, length, front, back, t.fill_id, start, ratio)
     return Task(source, objectives.seq2seq, length, train.micro_batch_size or 1)
 
 

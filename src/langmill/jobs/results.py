@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,21 @@ from langmill.evaluate.loss import Interval, Scores
 from langmill.families.folder import Model
 from langmill.jobs.charts import Bar, bar_chart
 from langmill.jobs.corpus import Corpus
-from langmill.jobs.report import Html, Page, Tile, bytes_shown, count_shown, join, ledger, render, table, text
+from langmill.jobs.report import (
+    Html,
+    Page,
+    Tile,
+    bytes_shown,
+    commands,
+    count_shown,
+    folded,
+    join,
+    ledger,
+    render,
+    settings,
+    table,
+    text,
+)  # fmt: skip
 from langmill.model.count import parameters
 from langmill.train.loop import Outcome
 
@@ -109,6 +123,17 @@ def choices_section(entrants: Sequence[Entrant]) -> Html:
     """What was measured on this machine and chosen."""
     rows = [(e.name, why) for e in entrants for why in e.outcome.choices.why]
     return table("Measured once at the start and kept for the whole run", ("model", "choice"), rows)
+
+
+def closing(
+    choices: Sequence[str], use: Iterable[tuple[str, str]], resolved: Mapping[str, Any]
+) -> list[tuple[str, Html]]:
+    """The last sections of a report: what was measured and chosen, what to do now, all settings."""
+    return [
+        ("Measured choices", table("Measured once at the start", ("choice",), [(why,) for why in choices])),
+        ("How to go on", commands(use)),
+        ("Settings", folded("All settings as resolved", settings(resolved))),
+    ]
 
 
 def publish(

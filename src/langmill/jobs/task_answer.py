@@ -21,7 +21,7 @@ from langmill.infer.read import token_scores
 from langmill.jobs.report import Sample, samples, text
 from langmill.jobs.report import join as joined
 from langmill.jobs.results import path_shown
-from langmill.jobs.work import Scored, Work, limit_of, pad_of
+from langmill.jobs.work import Scored, Work, limit_of
 from langmill.model.transformer import Transformer
 from langmill.text.answer import ContextWindow, answer_places, best_answers, encode_question, exact_match, f1
 from langmill.text.tokenizer import Tokenizer
@@ -47,7 +47,7 @@ def prepare(
         items.append(Text(row.where, window.encoded.ids, window.encoded.types, key=row.context))
         places.append((0, 0) if row.span is None else answer_places(window, *row.span))
     allowed = [window.allowed for _, window in windows]
-    source = Spanned.of(items, places, pad_of(tokenizer), allowed)
+    source = Spanned.of(items, places, tokenizer.fill_id, allowed)
     train, held = source.split(settings.holdout)
     counted["windows without the answer"] += sum(
         places[item] == (0, 0) and read[windows[item][0]][0].span is not None for item in train.tolist()

@@ -27,7 +27,7 @@ from langmill.infer.read import document_scores
 from langmill.jobs.charts import Bar, Series, bar_chart, line_chart
 from langmill.jobs.report import Html, join, shown, table, text
 from langmill.jobs.results import path_shown
-from langmill.jobs.work import Scored, Work, limit_of, pad_of
+from langmill.jobs.work import Scored, Work, limit_of
 from langmill.model.config import Task
 from langmill.model.transformer import Transformer
 from langmill.text.classify import Labels, class_scores, class_weights
@@ -59,7 +59,7 @@ def prepare(
             items.append(Text(row.where, document.ids, document.types, key=repr(row.text)))
             owners.append(number)
     targets = [labels.target(row.label) for row, _ in read]
-    source = Labelled.of(items, [targets[owner] for owner in owners], pad_of(tokenizer))
+    source = Labelled.of(items, [targets[owner] for owner in owners], tokenizer.fill_id)
     train, held = source.split(settings.holdout)
     if labels.task == "classify":
         _covered(labels, [targets[owners[i]] for i in train.tolist()])

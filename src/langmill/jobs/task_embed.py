@@ -21,7 +21,7 @@ from langmill.data.rows import Text
 from langmill.data.tasks import GroupRow, read_groups
 from langmill.infer.read import embeddings
 from langmill.jobs.results import path_shown
-from langmill.jobs.work import Scored, Work, limit_of, pad_of
+from langmill.jobs.work import Scored, Work, limit_of
 from langmill.model.config import Pool
 from langmill.model.transformer import Transformer
 from langmill.text.frames import Encoded
@@ -50,7 +50,7 @@ def prepare(
         [Text(row.where, document.ids, document.types) for document in documents[:size]]
         for row, documents in read
     ]
-    source = Contrasted.of(groups, pad_of(tokenizer))
+    source = Contrasted.of(groups, tokenizer.fill_id)
     train, held = source.split(settings.holdout)
     dims = tuple((dim, 1.0) for dim in (*t.dims, model.config.main.dim)) if t.dims else ()
     if wide := [dim for dim in t.dims if not 1 <= dim < model.config.main.dim]:

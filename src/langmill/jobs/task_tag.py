@@ -22,7 +22,7 @@ from langmill.evaluate import labels as scores
 from langmill.infer.read import token_scores
 from langmill.jobs.report import shown, table
 from langmill.jobs.results import path_shown
-from langmill.jobs.work import Scored, Work, limit_of, pad_of
+from langmill.jobs.work import Scored, Work, limit_of
 from langmill.model.transformer import Transformer
 from langmill.text.classify import Labels, class_weights
 from langmill.text.tag import OUTSIDE, WordWindow, best_tags, encode_words, spans_of, tag_targets, word_scores
@@ -57,7 +57,7 @@ def prepare(
         for number, window in windows
     ]
     tags = [tag_targets(window, read[number][0].tags, labels) for number, window in windows]
-    source = Tagged.of(items, tags, pad_of(tokenizer))
+    source = Tagged.of(items, tags, tokenizer.fill_id)
     train, held = source.split(settings.holdout)
     weights = None
     if settings.tasks.class_weights:

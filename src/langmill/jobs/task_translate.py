@@ -18,20 +18,20 @@ from langmill.data.items import Translated
 from langmill.data.pipeline import Ledger
 from langmill.data.rows import TaskRows, Text
 from langmill.data.tasks import TranslationRow, read_translations
+from langmill.evaluate import overlap
 from langmill.infer.beam import beam_search
 from langmill.jobs.report import Sample, samples, text
 from langmill.jobs.report import join as joined
 from langmill.jobs.results import path_shown
-from langmill.jobs.work import Scored, Work, limit_of, pad_of
+from langmill.jobs.work import Scored, Work, limit_of, mean_loss
 from langmill.model.transformer import Transformer
 from langmill.text.frames import Encoded
 from langmill.text.tokenizer import Tokenizer
 from langmill.text.translate import encode_source, encode_target
 from langmill.train import tasks as objectives
-from langmill.train.step import tensors
 
 SEARCHED = (
-    200  # held-out pairs that are translated for the report; while training, perplexity alone is measured
+    200  # held-out pairs that are translated for the report; while training perplexity alone is measured
 )
 ROWS = 16
 LONGEST = 2048  # places of a row when held-out pairs are scored
@@ -58,7 +58,7 @@ def prepare(
 
         read = list(read_translations(settings.data, ledger, make, languages=languages))
     sources = (Text(row.where, encoded.ids, key=row.source) for row, encoded, _ in read)
-    source = Translated.of(sources, [ids for _, _, ids in read], decoder.start, pad_of(tokenizer))
+    source = Translated.of(sources, [ids for _, _, ids in read], decoder.start, tokenizer.fill_id)
     train, held = source.split(settings.holdout)
     objective = partial(objectives.seq2seq, label_smoothing=t.label_smoothing)
     heldout = _Held(settings, tokenizer, source, held, [(row, e.ids) for row, e, _ in read])
@@ -89,19 +89,17 @@ class _Held:
 
     def score(self, model: Transformer, whole: bool) -> Scored:
         """Perplexity; for the report also translations and their scores."""
-        device, total, count = model.tokens.weight.device, 0.0, 0
-        import torch
-
         length = max(LONGEST // 4, int(self.source.predictions(self.held).max()))
-        with torch.no_grad():
-            for batch in TaskRows(self.source, self.held, length, 1, self.settings.seed).once():
-                loss, scored = objectives.seq2seq(model, tensors(batch, device))
-                total, count = total + float(loss), count + int(scored)
-        figures = {"perplexity": math.exp(min(total / max(1, count), 100.0))}
+        rows = TaskRows(self.source, self.held, length, 1, self.settings.seed)
+        loss = mean_loss(model, objectives.seq2seq, rows.once())
+        figures = {"perplexity": math.exp(min(loss, 100.0))}
+        plain = (
+            {} if self.settings.tasks.label_smoothing else {"loss": loss}
+        )  # what the objective is without smoothing
         if not whole:
-            return Scored(figures)
+            return Scored(figures | plain)
         written = self._written(model)
-        figures |= bleu(written, [row.target for row, _ in self.pairs])
+        figures |= _overlap(written, [row.target for row, _ in self.pairs])
         items = []
         for (row, _), ours in list(zip(self.pairs, written, strict=True))[: self.settings.samples]:
             items += [
@@ -112,7 +110,7 @@ class _Held:
         words = text(
             f"{len(written)} held-out texts were translated, the likeliest token each time.", note=True
         )
-        return Scored(figures, [("Translations", joined(words, samples(items)))])
+        return Scored(figures | plain, [("Translations", joined(words, samples(items)))])
 
     def _written(self, model: Transformer) -> list[str]:
         order = sorted(range(len(self.pairs)), key=lambda i: -len(self.pairs[i][1]))
@@ -127,13 +125,9 @@ class _Held:
         return found
 
 
-def bleu(written: list[str], wanted: list[str]) -> dict[str, float]:
-    """bleu and chrf by sacrebleu's defaults (Post 2018, arXiv:1804.08771); nothing where it is not installed."""
+def _overlap(written: list[str], wanted: list[str]) -> dict[str, float]:
+    """bleu and chrf; nothing where sacrebleu is not installed."""
     try:
-        import sacrebleu
+        return overlap.scores(overlap.counts(written, wanted))
     except ImportError:
         return {}
-    return {
-        "bleu": float(sacrebleu.corpus_bleu(written, [wanted]).score),
-        "chrf": float(sacrebleu.corpus_chrf(written, [wanted]).score),
-    }

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from langmill.common.settings import FinetuneSettings, FinetuneTrainSettings
-from langmill.data.batches import Ints
+from langmill.data.batches import Batch, Ints
 from langmill.data.pipeline import Ledger
 from langmill.data.rows import Source, TaskRows
 from langmill.jobs.report import Html
 from langmill.model.config import ModelConfig
 from langmill.model.transformer import Transformer
-from langmill.text.tasks import Limit
+from langmill.text.tasks import READS, Limit
 from langmill.text.tokenizer import Tokenizer
 from langmill.train.objectives import Objective
 from langmill.train.step import tensors
@@ -24,7 +24,6 @@ from langmill.train.step import tensors
 PASS_TOKENS = 2048  # places in one pass on a CPU: more gains nothing there
 RATE = 5e-5  # that suits all weights of a pretrained encoder (Devlin et al. 2018, appendix A.3: 2e-5 to 5e-5)
 BUCKETS = 64  # rows are as long as a multiple of this
-READS = 512  # tokens of one text, unless tasks.length says otherwise
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,8 @@ class Scored:
 class Work:
     """Everything that a run needs to know of its task.
 
-    score: figures of a model in evaluation mode on some of `held`; `whole` asks for the report's parts too.
+    score: figures of a model in evaluation mode on `held`, "loss" among them only where it is made on the way; `whole`
+    asks for the report's parts too.
     best: the figure by which the best checkpoint is chosen, `higher` or lower. what: the items' name in words.
     """
 
@@ -88,23 +88,26 @@ def rows_of(settings: FinetuneSettings, work: Work, numbers: Ints) -> TaskRows:
 
 
 @torch.no_grad()
-def held_loss(settings: FinetuneSettings, work: Work, model: Any) -> float:
-    """The objective's mean over the held-out items; NaN where there are none."""
-    if not len(work.held):
-        return math.nan
+def mean_loss(model: Any, objective: Objective, batches: Iterable[Batch]) -> float:
+    """An objective's mean over what all the batches score; NaN where that is nothing."""
     device, total, count = next(model.parameters()).device, 0.0, 0
-    for batch in rows_of(settings, work, work.held).once():
-        loss, scored = work.objective(model, tensors(batch, device))
+    for batch in batches:
+        loss, scored = objective(model, tensors(batch, device))
         total, count = total + float(loss), count + int(scored)
     return total / count if count else math.nan
+
+
+def scored(settings: FinetuneSettings, work: Work, model: Any, whole: bool) -> Scored:
+    """The task's figures on the held-out items, with the objective's mean as "loss"; NaN alone where there are none."""
+    if not len(work.held):
+        return Scored({"loss": math.nan})
+    found = work.score(model, whole)
+    if "loss" not in found.figures:
+        found.figures["loss"] = mean_loss(model, work.objective, rows_of(settings, work, work.held).once())
+    return found
 
 
 def limit_of(settings: FinetuneSettings, model: Transformer, policy: str = "truncate") -> Limit:
     """What becomes of texts longer than the model reads, or than `tasks.length`."""
     reads = min(model.config.length, settings.tasks.length or READS)
     return Limit(reads, settings.tasks.long_texts or policy, settings.tasks.overlap)
-
-
-def pad_of(tokenizer: Tokenizer) -> int:
-    """The id that fills rows; nothing looks at it."""
-    return tokenizer.boundary_id if tokenizer.pad_id is None else tokenizer.pad_id

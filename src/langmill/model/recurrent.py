@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence, unpack_sequence
 
+from langmill.model.attend import stretches
 from langmill.model.config import LSTMConfig
 
 
@@ -92,11 +93,7 @@ class LSTM(nn.Module):
     def _by_document(self, x_BTD: Tensor, documents_BT: Tensor) -> Tensor:
         """Cut the rows into their documents, run those side by side, and put the states back."""
         rows, length = documents_BT.shape
-        begins_BT = torch.ones_like(documents_BT, dtype=torch.bool)
-        begins_BT[:, 1:] = documents_BT[:, 1:] != documents_BT[:, :-1]
-        starts_N = begins_BT.flatten().nonzero().squeeze(1)
-        ends_N = torch.cat((starts_N[1:], starts_N.new_tensor([rows * length])))
-        documents = x_BTD.flatten(0, 1).split((ends_N - starts_N).tolist())
+        documents = x_BTD.flatten(0, 1).split(list(stretches(documents_BT)))
         states, _ = self.lstm(pack_sequence(documents, enforce_sorted=False))
         return torch.cat(unpack_sequence(states)).view(rows, length, -1)
 

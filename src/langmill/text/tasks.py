@@ -18,6 +18,7 @@ from langmill.common.errors import DataError, UsageError
 from langmill.text.frames import Encoded
 from langmill.text.tokenizer import Tokenizer
 
+READS = 512  # tokens of a text at once, where a model could read more: attention's cost grows with the square
 POLICIES = ("error", "truncate", "window")
 Text = str | tuple[str, str]
 

@@ -148,6 +148,11 @@ class Tokenizer:
         return boundary
 
     @property
+    def fill_id(self) -> int:
+        """The id that fills rows, which nothing looks at: pad, or the boundary where there is none."""
+        return self.boundary_id if self.pad_id is None else self.pad_id
+
+    @property
     def start_id(self) -> int:
         """The id that stands before a document: bos where the tokenizer adds it, else the boundary."""
         return self.bos_id if self.specials.add_bos and self.bos_id is not None else self.boundary_id
