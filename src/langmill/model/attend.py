@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from langmill.model import short
 from langmill.model.cache import Cache
 
 
@@ -31,17 +32,17 @@ def attend(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, seen: Seen, scale: fl
     grouped = q_BHTD.shape[1] != k_BGSD.shape[1]
     if seen.cuts is None:
         causal = seen.causal and q_BHTD.shape[2] > 1
+        if seen.mask is None and short.suits(q_BHTD, k_BGSD):
+            return short.attend_short(q_BHTD, k_BGSD, v_BGSD, causal, scale or q_BHTD.shape[-1] ** -0.5)
         return F.scaled_dot_product_attention(
             q_BHTD, k_BGSD, v_BGSD, attn_mask=seen.mask, is_causal=causal, scale=scale, enable_gqa=grouped
         )
-    rows, (queries, keys) = len(q_BHTD), seen.cuts
+    rows, (queries, keys), alone = len(q_BHTD), seen.cuts, Seen(causal=seen.causal)
     sides = ((q_BHTD, queries), (k_BGSD, keys), (v_BGSD, keys))
     parts = [_flat(x).split(list(cuts), dim=2) for x, cuts in sides]
     mixed = []
     for q, k, v in zip(*parts, strict=True):
-        causal = seen.causal and q.shape[2] > 1
-        one = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale, enable_gqa=grouped)
-        mixed.append(one if k.shape[2] else torch.zeros_like(q))
+        mixed.append(attend(q, k, v, alone, scale) if k.shape[2] else torch.zeros_like(q))
     return torch.cat(mixed, dim=2).unflatten(2, (rows, -1)).squeeze(0).transpose(0, 1)
 
 
