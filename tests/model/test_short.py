@@ -80,3 +80,13 @@ def test_it_is_taken_where_it_is_the_faster_way(monkeypatch: pytest.MonkeyPatch)
     attend(*parts(1, 1, short.LONGEST + 1, 4, BF16), Seen(), None)
     attend(q, k, v, Seen(torch.ones(30, 30, dtype=torch.bool)), None)
     assert not taken
+
+
+def test_padding_on_one_side_alone() -> None:
+    q, k, v = parts(2, 2, 20, 30, BF16)
+    mixed = attend(q, k, v, Seen(cuts=((12, 8, 0), (10, 15, 5))), None)
+    empty = attend(q, k, v, Seen(cuts=((12, 8), (30, 0))), None)
+    for made in (mixed, empty):
+        made.float().sum().backward()
+        assert made.shape == q.shape
+    assert not empty[:, :, 12:].any() and k.grad is not None and bool(k.grad.isfinite().all())

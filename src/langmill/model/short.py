@@ -17,7 +17,8 @@ LONGEST = 384  # tokens; beyond it the flash kernel wins
 def suits(q_BHTD: Tensor, k_BGSD: Tensor) -> bool:
     """Whether `attend_short` is the faster way for these."""
     learning = torch.is_grad_enabled() and (q_BHTD.requires_grad or k_BGSD.requires_grad)
-    small = 0 < max(q_BHTD.shape[2], k_BGSD.shape[2]) <= LONGEST and k_BGSD.shape[2] > 0
+    tokens = q_BHTD.shape[2], k_BGSD.shape[2]
+    small = min(tokens) > 0 and max(tokens) <= LONGEST  # one side of a padded pair may have none
     plain = q_BHTD.dtype == torch.bfloat16 and q_BHTD.device.type == "cpu"
     return learning and small and plain and not torch.compiler.is_compiling()
 
