@@ -23,6 +23,7 @@ from langmill.common.setting import UseDtype as UseDtype
 from langmill.common.setting import VocabularySize as VocabularySize
 from langmill.common.setting import parse_count as parse_count
 from langmill.common.train_settings import FinetuneTrainSettings as FinetuneTrainSettings
+from langmill.common.train_settings import LoopSettings as LoopSettings
 from langmill.common.train_settings import ModelSettings as ModelSettings
 from langmill.common.train_settings import TrainSettings as TrainSettings
 from langmill.common.use_settings import AnswerSettings as AnswerSettings

@@ -33,20 +33,9 @@ class ModelSettings(Settings):
     )  # fmt: skip
 
 
-class TrainSettings(Settings):
+class LoopSettings(Settings):
     """The training loop: how much, how fast, with which optimizer, and what it keeps."""
 
-    objective: Literal["causal", "masked", "infill", "denoise"] = Field(
-        "causal",
-        description="causal: predict the next token; masked: guess hidden ones; infill: causal, with the middle of "
-        "half the texts last; denoise: write what an encoder reads damaged (marian: sentences shuffled and spans "
-        "masked; t5: the spans alone)",
-    )
-    mask_rate: float | None = Field(
-        None, gt=0, lt=1,
-        description="masked, denoise: share of the tokens to guess or to take out; none: 0.15, for marian and BART 0.3",
-    )  # fmt: skip
-    whole_words: bool = Field(False, description="masked: hide all tokens of a word or none")
     max_length: int | None = Field(None, ge=2, description="tokens in one row; none: from size")
     max_steps: Count | None = Field(
         None, ge=1, description="optimizer steps to run; overrides num_train_epochs when both are given"
@@ -105,10 +94,25 @@ class TrainSettings(Settings):
     device: Device = "auto"
 
 
-class FinetuneTrainSettings(TrainSettings):
+class TrainSettings(LoopSettings):
+    """The loop that pretrains, and what it learns to predict."""
+
+    objective: Literal["causal", "masked", "infill", "denoise"] = Field(
+        "causal",
+        description="causal: predict the next token; masked: guess hidden ones; infill: causal, with the middle of "
+        "half the texts last; denoise: write what an encoder reads damaged (marian: sentences shuffled and spans "
+        "masked; t5: the spans alone)",
+    )
+    mask_rate: float | None = Field(
+        None, gt=0, lt=1,
+        description="masked, denoise: share of the tokens to guess or to take out; none: 0.15, for marian and BART 0.3",
+    )  # fmt: skip
+    whole_words: bool = Field(False, description="masked: hide all tokens of a word or none")
+
+
+class FinetuneTrainSettings(LoopSettings):
     """Training settings whose defaults suit a model that knows much already."""
 
-    objective: Literal["causal"] = Field("causal", description="chat: predict the next token")
     num_train_epochs: float | None = Field(
         3.0, gt=0, description="passes over the examples, unless max_steps is given"
     )

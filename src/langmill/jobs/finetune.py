@@ -23,7 +23,7 @@ from langmill.common.errors import DataError, ModelError, SettingsError, UsageEr
 from langmill.common.files import atomic_folder, claim_out, read_json, run_folder, run_lock, write_json
 from langmill.common.metrics import Report
 from langmill.common.progress import track
-from langmill.common.settings import FinetuneSettings, FinetuneTrainSettings, ModelSettings
+from langmill.common.settings import FinetuneSettings, FinetuneTrainSettings, ModelSettings, TrainSettings
 from langmill.data.batches import Ints, Packed
 from langmill.data.chats import Chat, Row, read_chats
 from langmill.data.examples import Examples, fitted, once, shown
@@ -264,7 +264,10 @@ def chosen(
     sizes = examples.predictions(training)
     longest = 1 << (int(sizes.max()) - 1).bit_length()
     length = t.max_length or min(config.length, LONGEST, max(64, longest))
-    full = resolve(ModelSettings(), t.model_copy(update={"max_length": length}), config.vocab, config)[1]
+    asked = TrainSettings(
+        max_length=length, micro_batch_size=t.micro_batch_size, learning_rate=t.learning_rate
+    )
+    full = resolve(ModelSettings(), asked, config.vocab, config)[1]
     wanted = int(sizes.sum()) // (length * STEPS_AN_EPOCH * t.gradient_accumulation_steps)
     rows = t.micro_batch_size or max(1, min(full.micro_batch_size or 1, 1 << max(0, wanted.bit_length() - 1)))
     passes = t.gradient_accumulation_steps

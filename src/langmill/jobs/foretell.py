@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from langmill.common.settings import TrainSettings
+from langmill.common.settings import LoopSettings
 from langmill.jobs import memory
 from langmill.jobs.report import bytes_shown, seconds_shown
 from langmill.model.config import Config
@@ -18,7 +18,7 @@ FROZEN = 2 / 3  # of the operations are left where no gradient of the weights th
 
 
 def foretold(
-    config: Config, train: TrainSettings, tokens: int, device: torch.device, whole: bool = True
+    config: Config, train: LoopSettings, tokens: int, device: torch.device, whole: bool = True
 ) -> str:
     """Steps, memory and about how long: `tokens` are those of one epoch; `train` has its rows and length resolved."""
     rows, length = train.micro_batch_size or 1, train.max_length or config.length

@@ -8,7 +8,7 @@ import torch
 
 from langmill.common.errors import TrainingError
 from langmill.common.machine import available_bytes
-from langmill.common.settings import TrainSettings
+from langmill.common.settings import LoopSettings
 from langmill.jobs.report import bytes_shown
 from langmill.model.config import Config
 from langmill.model.count import Memory, training_memory
@@ -17,7 +17,7 @@ from langmill.train.objectives import CHUNK
 SMALLER = "choose a smaller --size, or a machine with more memory"
 
 
-def estimate(config: Config, train: TrainSettings, device: torch.device, whole: bool = True) -> Memory:
+def estimate(config: Config, train: LoopSettings, device: torch.device, whole: bool = True) -> Memory:
     """Bytes of a training step by part; `train` has its rows and length resolved.
 
     whole: all weights are trained; without it adapters, whose gradients and moments are next to nothing.
@@ -42,7 +42,7 @@ def free(device: torch.device) -> int:
 
 
 def check(
-    config: Config, train: TrainSettings, device: torch.device, whole: bool = True, last: str = SMALLER
+    config: Config, train: LoopSettings, device: torch.device, whole: bool = True, last: str = SMALLER
 ) -> None:
     """Raise TrainingError, naming the next lever, where the estimate is above what is free. last: see `lever`."""
     needed, there = estimate(config, train, device, whole).total, free(device)
@@ -55,7 +55,7 @@ def check(
 
 
 def lever(
-    config: Config, train: TrainSettings, there: int, device: torch.device, whole: bool = True, last: str = SMALLER
+    config: Config, train: LoopSettings, there: int, device: torch.device, whole: bool = True, last: str = SMALLER
 ) -> str:  # fmt: skip
     """The mildest setting that makes the run fit: fewer rows at once, then recomputing; `last` where none does."""
     rows, steps = train.micro_batch_size or 1, train.gradient_accumulation_steps

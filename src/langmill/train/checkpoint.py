@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from langmill.common.errors import CheckpointError, SettingsError, TrainingError
 from langmill.common.files import atomic_folder, free_bytes, read_json, sha256, write_json
-from langmill.common.settings import TrainSettings
+from langmill.common.settings import LoopSettings
 from langmill.train.optim import Optimizer
 
 FORMAT, VERSION = "checkpoint", 1
@@ -151,7 +151,7 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: weight for name, weight in named if weight.requires_grad}
 
 
-def identity(settings: TrainSettings, model: nn.Module, seed: int) -> dict[str, Any]:
+def identity(settings: LoopSettings, model: nn.Module, seed: int) -> dict[str, Any]:
     """All that decides the final weights and could be changed between two starts, by its name, as JSON."""
     named = {f"train.{name}": value for name, value in settings.model_dump(exclude=_FREE).items()}
     config = getattr(model, "config", None)

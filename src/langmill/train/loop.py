@@ -26,7 +26,7 @@ from langmill.common.errors import SettingsError, TrainingError, UsageError
 from langmill.common.files import read_json, write_json
 from langmill.common.metrics import Metrics
 from langmill.common.progress import track
-from langmill.common.settings import TrainSettings
+from langmill.common.settings import LoopSettings
 from langmill.train import checkpoint
 from langmill.train.guard import Signals, explained, reproducible
 from langmill.train.measure import Choices, choose_and_prepare, peak_bytes, prepare, utilisation
@@ -96,7 +96,7 @@ def fit(
     model: nn.Module,
     batches: Batches,
     objective: Objective,
-    settings: TrainSettings,
+    settings: LoopSettings,
     folder: Path,
     *,
     seed: int,
@@ -150,7 +150,7 @@ class _Run:
     model: nn.Module
     batches: Batches
     objective: Objective
-    settings: TrainSettings
+    settings: LoopSettings
     folder: Path
     seed: int
     validate: Validate | None

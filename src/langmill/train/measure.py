@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from langmill.common.settings import TrainSettings
+from langmill.common.settings import LoopSettings
 from langmill.model.config import LSTMConfig, ModelConfig
 from langmill.model.count import training_flops
 from langmill.train.guard import first_line
@@ -78,7 +78,7 @@ class _Trials:
 
 
 def choose(
-    model: nn.Module, objective: Objective, batch: Tensors, settings: TrainSettings, micro_batches: int
+    model: nn.Module, objective: Objective, batch: Tensors, settings: LoopSettings, micro_batches: int
 ) -> Choices:
     """Decide by short trials on one batch; the weights stay as they are, gradients are cleared.
 
@@ -88,7 +88,7 @@ def choose(
 
 
 def choose_and_prepare(
-    model: nn.Module, objective: Objective, batch: Tensors, settings: TrainSettings, micro_batches: int
+    model: nn.Module, objective: Objective, batch: Tensors, settings: LoopSettings, micro_batches: int
 ) -> tuple[Choices, Objective]:
     """`choose`, and the objective made ready as chosen: what a trial compiled is not compiled again."""
     threads = settings.threads or torch.get_num_threads()
@@ -105,7 +105,7 @@ def choose_and_prepare(
     return choices, ready
 
 
-def _dtype(trials: _Trials, settings: TrainSettings) -> tuple[Dtype, str]:
+def _dtype(trials: _Trials, settings: LoopSettings) -> tuple[Dtype, str]:
     if settings.dtype != "auto":
         return settings.dtype, f"{settings.dtype}: as train.dtype says"
     float32, bfloat16 = trials.race(("float32", False), ("bfloat16", False), batch=trials.few()[0])
@@ -116,7 +116,7 @@ def _dtype(trials: _Trials, settings: TrainSettings) -> tuple[Dtype, str]:
     )
 
 
-def _compile(trials: _Trials, settings: TrainSettings, dtype: Dtype, micro_batches: int) -> tuple[bool, str]:
+def _compile(trials: _Trials, settings: LoopSettings, dtype: Dtype, micro_batches: int) -> tuple[bool, str]:
     config = getattr(trials.model, "config", None)
     if settings.compile is False:
         return False, "eager: train.compile is false"

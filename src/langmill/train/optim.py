@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from langmill.common.errors import CheckpointError
-from langmill.common.settings import TrainSettings
+from langmill.common.settings import LoopSettings
 
 
 class Optimizer:
@@ -24,7 +24,7 @@ class Optimizer:
     Muon takes the matrices that are neither embedding nor output, its momentum is torch's 0.95.
     """
 
-    def __init__(self, model: nn.Module, settings: TrainSettings) -> None:
+    def __init__(self, model: nn.Module, settings: LoopSettings) -> None:
         embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
         output = id(getattr(model, "head_weight", None))
         self._named = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 from langmill.common.errors import SettingsError
-from langmill.common.settings import TrainSettings
+from langmill.common.settings import LoopSettings
 
 
-def learning_rate(step: int, steps: int, settings: TrainSettings) -> float:
+def learning_rate(step: int, steps: int, settings: LoopSettings) -> float:
     """The rate of optimizer step `step`, counted from 0, in a run of `steps`.
 
     A linear warm-up over `warmup_ratio` of the run, which reaches the peak on the step after it; then
