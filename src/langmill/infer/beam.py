@@ -4,7 +4,7 @@ Scores, finished answers and the end follow transformers' `generate(num_beams=â€
 same answers: a finished answer counts its summed log-probability divided by its length, the end included, to the power
 of `length_penalty` (Wu et al. 2016, arXiv:1609.08144, eq. 14, in its simple form).
 
-B sentences, K beams of each, N = BÂ·K rows, V vocabulary.
+B sentences, K beams of each, C candidates, V vocabulary, T tokens written.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from langmill.common.errors import ModelError, UsageError
-from langmill.model.cache import Cache
+from langmill.model.cache import BeamCache
 from langmill.model.transformer import Memory, Transformer
 
 
@@ -108,46 +108,48 @@ class _Search:
         device = memory.states_BSD.device
         self.all = [_Sentence(beams) for _ in range(count)]
         self.running = list(range(count))  # which sentences the rows still hold
-        self.written_NT = torch.zeros(count * beams, 0, dtype=torch.long, device=device)
+        self.written_BKT = torch.zeros(count, beams, 0, dtype=torch.long, device=device)
         # only the first beam counts at the start: the others are the same
         self.scores_BK = torch.full((count, beams), -torch.inf, device=device)
         self.scores_BK[:, 0] = 0.0
-        self.cache: Cache = model.new_cache(count * beams, limit + 1)
+        dtype = memory.states_BSD.dtype
+        self.cache = BeamCache(model.config.main, count, beams, limit + 1, dtype, device)
 
     def run(self, start: int) -> list[list[Hypothesis]]:
-        last_N = torch.full((len(self.written_NT),), start, device=self.written_NT.device)
+        last_BK = torch.full(self.scores_BK.shape, start, device=self.scores_BK.device)
         for step in range(1, self.limit + 1):
-            hidden = self.model.hidden(last_N[:, None], memory=self.memory, cache=self.cache)
-            logits_NV = self.model.logits(hidden[:, -1]).float()
-            last_N = self._step(torch.log_softmax(logits_NV, dim=-1), step)
+            places_1K = torch.full((1, self.beams), step - 1, device=last_BK.device)
+            hidden_BKD = self.model.hidden(
+                last_BK, positions_BT=places_1K, memory=self.memory, cache=self.cache
+            )
+            logs_BKV = torch.log_softmax(self.model.logits(hidden_BKD).float(), dim=2)
+            last_BK = self._step(logs_BKV, step)
             if not self.running:
                 break
         for place, sentence in enumerate(self.running):
             self._cut_off(self.all[sentence], place)
         return [sentence.found for sentence in self.all]
 
-    def _step(self, logs_NV: Tensor, step: int) -> Tensor:
+    def _step(self, logs_BKV: Tensor, step: int) -> Tensor:
         """Take the best ways to go on; the ids that they end with."""
-        count, beams, vocab = len(self.running), self.beams, logs_NV.shape[1]
-        wanted = beams * max(2, 1 + len(self.stops))  # even if all the best end, enough go on
-        total_BC = (logs_NV.view(count, beams, vocab) + self.scores_BK[:, :, None]).flatten(1)
-        scores_BC, places_BC = total_BC.topk(min(wanted, total_BC.shape[1]), dim=1)
-        from_BC, id_BC = places_BC // vocab, places_BC % vocab
+        # even if all the best end, enough go on; none but a beam's own best can be among the best of all
+        wanted = min(self.beams * max(2, 1 + len(self.stops)), logs_BKV.shape[2])
+        best_BKC, ids_BKC = logs_BKV.topk(wanted, dim=2)
+        scores_BC, places_BC = (best_BKC + self.scores_BK[:, :, None]).flatten(1).topk(wanted, dim=1)
+        from_BC, id_BC = places_BC // wanted, ids_BKC.flatten(1).gather(1, places_BC)
         stop_BC = torch.isin(id_BC, torch.tensor(sorted(self.stops), device=id_BC.device))
-        for place, rank in stop_BC[:, :beams].nonzero().tolist():
+        for place, rank in stop_BC[:, : self.beams].nonzero().tolist():
             self._finish(place, int(from_BC[place, rank]), float(scores_BC[place, rank]), step)
         # the best that go on: sort by (ends, rank), keeping rank's order
-        order_BK = stop_BC.int().argsort(dim=1, stable=True)[:, :beams]
+        order_BK = stop_BC.int().argsort(dim=1, stable=True)[:, : self.beams]
         self.scores_BK = scores_BC.gather(1, order_BK).masked_fill(stop_BC.gather(1, order_BK), -torch.inf)
-        from_BK, id_BK = from_BC.gather(1, order_BK), id_BC.gather(1, order_BK)
         self._check_done(step)
-        rows_N = (torch.arange(count, device=from_BK.device)[:, None] * beams + from_BK).flatten()
-        return self._go_on(rows_N, id_BK.flatten())
+        return self._go_on(from_BC.gather(1, order_BK), id_BC.gather(1, order_BK))
 
     def _finish(self, place: int, beam: int, score: float, step: int) -> None:
         sentence = self.all[self.running[place]]
         if not sentence.done:
-            ids = self.written_NT[place * self.beams + beam].tolist()
+            ids = self.written_BKT[place, beam].tolist()
             sentence.add(Hypothesis(ids, score / step**self.penalty, True))
 
     def _check_done(self, step: int) -> None:
@@ -157,30 +159,27 @@ class _Search:
             full = len(sentence.found) == self.beams
             sentence.done = full and (self.early or sentence.worst >= best[place])
 
-    def _go_on(self, rows_N: Tensor, ids_N: Tensor) -> Tensor:
-        """Reorder what was written and remembered, and let the sentences that are done go."""
-        if not torch.equal(rows_N, torch.arange(len(rows_N), device=rows_N.device)):
-            self.cache.reorder(rows_N)
-        self.written_NT = torch.cat((self.written_NT[rows_N], ids_N[:, None]), dim=1)
+    def _go_on(self, from_BK: Tensor, ids_BK: Tensor) -> Tensor:
+        """Let beams go on from others, and the sentences that are done go."""
+        self.cache.descend(from_BK)
+        written_BKT = self.written_BKT.gather(1, from_BK[:, :, None].expand(self.written_BKT.shape))
+        self.written_BKT = torch.cat((written_BKT, ids_BK[:, :, None]), dim=2)
         left = [place for place, number in enumerate(self.running) if not self.all[number].done]
         if len(left) == len(self.running):
-            return ids_N
-        kept_B = torch.tensor(left, dtype=torch.long, device=rows_N.device)
-        kept_N = (kept_B[:, None] * self.beams + torch.arange(self.beams, device=rows_N.device)).flatten()
+            return ids_BK
+        kept_B = torch.tensor(left, dtype=torch.long, device=ids_BK.device)
         self.running = [self.running[place] for place in left]
-        self.scores_BK, self.written_NT = self.scores_BK[kept_B], self.written_NT[kept_N]
-        documents_BS = self.memory.documents_BS
-        self.memory = Memory(
-            self.memory.states_BSD[kept_B], None if documents_BS is None else documents_BS[kept_B]
-        )
+        self.scores_BK, self.written_BKT = self.scores_BK[kept_B], self.written_BKT[kept_B]
+        states_BSD, documents_BS = self.memory.states_BSD, self.memory.documents_BS
+        self.memory = Memory(states_BSD[kept_B], None if documents_BS is None else documents_BS[kept_B])
         if left:
-            self.cache.select(kept_N, kept_B)
-        return ids_N[kept_N]
+            self.cache.select(kept_B)
+        return ids_BK[kept_B]
 
     def _cut_off(self, sentence: _Sentence, place: int) -> None:
         """At the limit the running answers count as they are."""
-        length = self.written_NT.shape[1]
+        length = self.written_BKT.shape[2]
         for beam, score in enumerate(self.scores_BK[place].tolist()):
             if score > -float("inf"):
-                ids = self.written_NT[place * self.beams + beam].tolist()
+                ids = self.written_BKT[place, beam].tolist()
                 sentence.add(Hypothesis(ids, score / length**self.penalty, False))

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from langmill.model import short
-from langmill.model.cache import Cache
+from langmill.model.cache import BeamCache, Cache
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,10 @@ class Masks:
         new, device = x_BTD.shape[1], x_BTD.device
         self.causal, self.documents_BT, self.cache, self.bias = causal, documents_BT, cache, bias
         self.new, self.past, self.dtype = new, 0 if cache is None else cache.longest, x_BTD.dtype
-        if cache is not None and self.past > 0:
+        if isinstance(cache, BeamCache):
+            self.queries = torch.full((1, new), cache.step, device=device)
+            self.keys = torch.arange(self.past + new, device=device)[None] // cache.beams
+        elif cache is not None and self.past > 0:
             self.queries, self.keys = cache.places(new), torch.arange(self.past + new, device=device)[None]
         else:
             self.queries = self.keys = torch.arange(new, device=device)[None]
@@ -81,6 +84,8 @@ class Masks:
     def _among(self, window: int | None) -> Seen:
         cache, past, new = self.cache, self.past, self.new
         wide = window is None or window >= past + new
+        if isinstance(cache, BeamCache):
+            return self._seen(cache.seen_BKS.unsqueeze(1))
         if self.bias is None and wide:
             if self.documents_BT is None and not past:
                 return Seen(causal=self.causal)
@@ -89,7 +94,9 @@ class Masks:
             if self.apart and self.documents_BT is not None:
                 runs = stretches(self.documents_BT)
                 return Seen(causal=self.causal, cuts=(runs, runs))
-        mask = visible(self.queries, self.keys, self.causal, window, self.documents_BT)
+        return self._seen(visible(self.queries, self.keys, self.causal, window, self.documents_BT))
+
+    def _seen(self, mask: Tensor) -> Seen:
         if self.bias is None:
             return Seen(mask)
         bias = self.bias(self.keys[:, None, :] - self.queries[:, :, None]).to(self.dtype)

@@ -61,22 +61,12 @@ class Attention(nn.Module):
         """From the tokens of x to an encoder's; a cache keeps the keys and values of those."""
         q_BHTD = self._split(self.q(x_BTD), self.heads, self.q_norm)
         if cache is not None and cache.across is not None:
-            return self._shared(q_BHTD, *cache.across, seen)
+            return self._mixed(q_BHTD, *cache.across, seen)
         k_BGSD = self._split(self.k(memory_BSD), self.kv_heads, self.k_norm)
         v_BGSD = self._split(self.v(memory_BSD), self.kv_heads, None)
         if cache is not None:
             cache.across = (k_BGSD, v_BGSD)
-        return self._shared(q_BHTD, k_BGSD, v_BGSD, seen)
-
-    def _shared(self, q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, seen: Seen) -> Tensor:
-        """Several rows in a run may ask the same memory (the beams of one sentence): then they ask as one."""
-        rows, new = len(k_BGSD), q_BHTD.shape[2]
-        if len(q_BHTD) == rows:
-            return self._mixed(q_BHTD, k_BGSD, v_BGSD, seen)
-        q_BHTD = q_BHTD.unflatten(0, (rows, -1)).transpose(1, 2).flatten(2, 3)
-        mixed_BHTD = self.attend(q_BHTD, k_BGSD, v_BGSD, seen, self.scale)
-        mixed_BHTD = mixed_BHTD.unflatten(2, (-1, new)).transpose(1, 2).flatten(0, 1)
-        return self.o(mixed_BHTD.transpose(1, 2).flatten(2))
+        return self._mixed(q_BHTD, k_BGSD, v_BGSD, seen)
 
     def _mixed(self, q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, seen: Seen) -> Tensor:
         mixed_BHTD = self.attend(q_BHTD, k_BGSD, v_BGSD, seen, self.scale)

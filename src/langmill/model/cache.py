@@ -96,20 +96,58 @@ class Cache:
         self.lengths_B = torch.full_like(self.lengths_B, length)
         self.longest, self.even = length, True
 
-    def select(self, rows: Tensor, memories: Tensor | None = None) -> None:
-        """Keep only these rows, in this order (finished requests). memories: which of what an encoder read to keep,
-        where several rows share one; by default the same as rows."""
+    def reach(self, new: int) -> int:
+        """Positions in use once the longest row has `new` more tokens."""
+        return self.longest + new
+
+    def select(self, rows: Tensor) -> None:
+        """Keep only these rows, in this order (finished requests)."""
         self.lengths_B = self.lengths_B[rows]
         self.longest = int(self.lengths_B.max()) if len(rows) else 0
         self.even = bool((self.lengths_B == self.longest).all())
-        memories = rows if memories is None else memories
         for layer in self.layers:
             layer.keys_BGSD, layer.values_BGSD = layer.keys_BGSD[rows], layer.values_BGSD[rows]
             if layer.across is not None:
-                layer.across = (layer.across[0][memories], layer.across[1][memories])
+                layer.across = (layer.across[0][rows], layer.across[1][rows])
 
-    def reorder(self, rows: Tensor) -> None:
-        """Let row i go on from what row rows[i] holds; all rows are equally full, and read the same (beams)."""
-        for layer in self.layers:
-            for held in (layer.keys_BGSD, layer.values_BGSD):
-                held[:, :, : self.longest] = held[rows, :, : self.longest]
+
+class BeamCache(Cache):
+    """The K beams of a sentence in one slot: what they read at a step takes the next K places, in the beams' order.
+
+    seen_BKS: which places each beam's next token sees: those of its own past, and its own. So nothing is copied where
+    a beam goes on from another, and one product serves all beams of a sentence.
+    """
+
+    def __init__(
+        self,
+        config: StackConfig,
+        batch: int,
+        beams: int,
+        steps: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ):
+        super().__init__(config, batch, steps * beams, dtype, device)
+        self.beams = beams
+        self.seen_BKS = self._own(batch)
+
+    def _own(self, batch: int) -> Tensor:
+        return torch.eye(self.beams, dtype=torch.bool, device=self.lengths_B.device).expand(batch, -1, -1)
+
+    @property
+    def step(self) -> int:
+        """How many tokens each beam has read: the position of the next."""
+        return self.longest // self.beams
+
+    def reach(self, new: int) -> int:
+        return self.step + new // self.beams
+
+    def descend(self, parents_BK: Tensor) -> None:
+        """After a pass: beam k of each sentence goes on from beam parents_BK[·, k]."""
+        chosen_BK1 = parents_BK[:, :, None].expand(-1, -1, self.seen_BKS.shape[2])
+        past_BKS = self.seen_BKS.gather(1, chosen_BK1)
+        self.seen_BKS = torch.cat((past_BKS, self._own(len(parents_BK))), dim=2)
+
+    def select(self, rows: Tensor) -> None:
+        super().select(rows)
+        self.seen_BKS = self.seen_BKS[rows]

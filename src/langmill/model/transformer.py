@@ -97,7 +97,7 @@ class Stack(nn.Module):
         if self.embedding_scale != 1.0:
             x_BTD = x_BTD * self.embedding_scale
         if self.positions is not None and isinstance(c.position, Learned):
-            reach = x_BTD.shape[1] + (0 if cache is None else cache.longest)
+            reach = x_BTD.shape[1] if cache is None else cache.reach(x_BTD.shape[1])
             if reach > self.length and documents is None:
                 raise ModelError(f"{reach} tokens exceed the {self.length} positions of this model")
             x_BTD = x_BTD + self.positions(positions + c.position.offset)
