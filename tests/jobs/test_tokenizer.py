@@ -5,6 +5,7 @@ import pytest
 from langmill.common.errors import ModelError, UsageError
 from langmill.common.settings import TokenizerInspectSettings, TokenizerTrainSettings
 from langmill.jobs.tokenizer import coloured, find, inspect, train
+from langmill.text.training import FIM, MASK, SPANS
 
 TEXT = "The fox, 明月光 مرحبا 🙂\n"
 
@@ -38,6 +39,17 @@ def test_a_single_file_is_the_same_tokenizer(texts: Path, tmp_path: Path) -> Non
         train(again, quiet=True)
     train(again.model_copy(update={"force": True}), quiet=True)
     assert find(str(tmp_path / "alone.json")).fingerprint != whole.fingerprint
+
+
+def test_marks_are_there_for_what_pretraining_needs(texts: Path, tmp_path: Path) -> None:
+    asked = TokenizerTrainSettings(
+        path=[str(texts)], out=tmp_path / "tok", vocab_size=600, marks=["mask", "fim", "sentinels", "mask"]
+    )
+    train(asked, quiet=True)
+    made = find(str(tmp_path / "tok"))
+    marks = [made.vocab[mark] for mark in (MASK, *FIM)]
+    assert made.mask_id == marks[0] and len(made.sentinel_ids) == SPANS and made.vocab_size <= 600
+    assert {*marks, *made.sentinel_ids} <= set(made.special_ids)
 
 
 def test_colours_show_every_token_and_whole_characters(texts: Path, tmp_path: Path) -> None:

@@ -258,6 +258,11 @@ class TokenizerTrainSettings(Settings):
     )
     vocab_size: VocabularySize = None
     sample_bytes: SampleBytes = 64 << 20
+    marks: list[Literal["mask", "fim", "sentinels"]] = Field(
+        default_factory=list,
+        description="control tokens to add, for pretraining with this tokenizer later: mask (objective masked, and "
+        "denoise), fim (infill), sentinels (denoise of t5); repeatable",
+    )
     data: DataSettings = DataSettings()
 
 

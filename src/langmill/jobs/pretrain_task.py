@@ -22,13 +22,12 @@ from langmill.data.rows import Source, TaskRows, tokens_of
 from langmill.jobs.corpus import Corpus
 from langmill.model.config import Config, LSTMConfig, ModelConfig, Relative
 from langmill.text.tokenizer import Tokenizer
-from langmill.text.training import FIM, MASK, SENTINEL
+from langmill.text.training import FIM, MARKS, SENTINEL
 from langmill.text.translate import source_room
 from langmill.train import tasks as objectives
 from langmill.train.objectives import CHUNK, IGNORED, Objective, causal
 from langmill.train.step import tensors
 
-SENTINELS = 128  # enough for the spans of 2,500 tokens
 HELD_SEED = 0  # of the damage done to held-out documents
 # Of T5's spans the encoder reads about 0.9 of a text and the decoder writes 0.2: rows of a quarter hold them.
 SPAN_RATIO = (4, 1)
@@ -77,10 +76,10 @@ class Guesses:
 def specials_for(objective: str, family: str | None) -> tuple[str, ...]:
     """The control tokens that a tokenizer trained for an objective needs beside the usual ones."""
     if objective == "infill":
-        return FIM
+        return MARKS["fim"]
     if objective == "denoise" and family == "t5":
-        return tuple(SENTINEL.format(number) for number in range(SENTINELS))
-    return () if objective == "causal" else (MASK,)
+        return MARKS["sentinels"]
+    return () if objective == "causal" else MARKS["mask"]
 
 
 def check_shape(config: Config, objective: str, where: object) -> None:

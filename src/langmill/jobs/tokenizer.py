@@ -19,6 +19,7 @@ from langmill.families.hub import resolve
 from langmill.jobs import corpus
 from langmill.jobs.report import shown
 from langmill.text.tokenizer import Tokenizer
+from langmill.text.training import MARKS
 
 COLOURS = ("black on cyan", "black on yellow")  # in turn; every terminal that has colours has these
 SPECIAL = "white on red"
@@ -52,7 +53,8 @@ def train(settings: TokenizerTrainSettings, *, quiet: bool = False) -> Report:
     source = corpus.files(settings.path, settings.data)
     with tempfile.TemporaryDirectory(prefix="langmill-", ignore_cleanup_errors=True) as scratch:
         folder = Path(scratch) / "tokenizer" if alone else settings.out
-        tokenizer = corpus.train_tokenizer(source, wanted, folder, quiet)
+        marks = [token for mark in dict.fromkeys(settings.marks) for token in MARKS[mark]]
+        tokenizer = corpus.train_tokenizer(source, wanted, folder, quiet, specials=marks)
         if alone:
             atomic_write(settings.out, (folder / "tokenizer.json").read_bytes())
     asked = settings.vocab_size

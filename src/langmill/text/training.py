@@ -29,6 +29,8 @@ SPECIALS = (END, PAD, "<|im_start|>", "<|im_end|>")
 # and of the text before, after and in a gap (Bavarian et al. 2022).
 MASK, SENTINEL = "<|mask|>", "<extra_id_{}>"
 FIM = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
+SPANS = 128  # sentinels: enough for 2,500 tokens
+MARKS = {"mask": (MASK,), "fim": FIM, "sentinels": tuple(SENTINEL.format(i) for i in range(SPANS))}
 CONTINUES = "‿"  # stands before a WordPiece that continues a word; not a letter of the byte alphabet
 
 # Qwen3.5's pattern: GPT-4's, with digits one by one and combining marks kept with their letters, which
