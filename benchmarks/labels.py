@@ -4,12 +4,13 @@
     scripts/bench labels topic     20 newsgroups, the published train and test: accuracy
     scripts/bench labels sentiment Chinese reviews, 5 folds: accuracy (--model: one pretrained on Chinese)
 
-    [--folds N] [--rows N] [--epochs 2] [--length 256] [--model FOLDER] [--threads 2] [--out RESULTS.json]
+    [--folds N] [--rows N] [--epochs 2] [--length 256] [--model FOLDER] [--threads 2] [--keep FOLDER]
 
 The model (MiniLM, asset `minilm`, unless --model names another) is fine-tuned by `langmill finetune`, which chooses its
 checkpoint on a tenth of the training texts. The peer's regularisation is chosen on the same kind of tenth, and it is
 then fitted to all of them. Prints one JSON object: scores by fold, the mean, and the paired 95 % bootstrap interval of
-the difference over all test texts. `folds` may be fewer than 5: then the first ones are run.
+the difference over all test texts. `folds` may be fewer than 5: then the first ones are run. What a fold said is kept
+in FOLDER, and a fold that is there is not run again: a bench that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -123,6 +124,30 @@ def ours(options: argparse.Namespace, train: Rows, test: Rows, scratch: Path) ->
     return [one["label"] if isinstance(one["label"], str) else "" for one in found]
 
 
+def answers(
+    options: argparse.Namespace, number: int, train: Rows, test: Rows
+) -> tuple[dict[str, list[str]], float]:
+    """What each model says of the test texts of a fold, and the seconds that ours took."""
+    about = {
+        name: str(value) for name, value in vars(options).items() if name not in ("folds", "keep", "threads")
+    }
+    kept = options.keep and options.keep / f"{options.task}-{number}.json"
+    if kept and kept.exists():
+        held = json.loads(kept.read_text(encoding="utf-8"))
+        if held["about"] != about:
+            raise SystemExit(f"{kept} was made by {held['about']}, not by {about}: choose another --keep")
+        return held["found"], held["seconds"]
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as scratch:
+        found = {"langmill": ours(options, train, test, Path(scratch))}
+    seconds = time.perf_counter() - began
+    found |= {kind: peer(kind, options.task, train, test) for kind in ("logistic", "svc")}
+    if kept:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps({"about": about, "found": found, "seconds": seconds}), encoding="utf-8")
+    return found, seconds
+
+
 def score(task: str, truth: NDArray[Any], said: NDArray[Any]) -> float:
     if task != "spam":
         return float((truth == said).mean())
@@ -141,17 +166,14 @@ def main() -> int:
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--model")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--keep", type=Path)
     options = parser.parse_args()
     said: dict[str, list[str]] = {"langmill": [], "logistic": [], "svc": []}
     truth: list[str] = []
     folds: list[dict[str, float]] = []
-    for train, test in splits(options.task, options.folds, options.rows):
-        wanted, began = [row["label"] for row in test], time.perf_counter()
-        with tempfile.TemporaryDirectory() as scratch:
-            found = {"langmill": ours(options, train, test, Path(scratch))}
-        seconds = time.perf_counter() - began
-        found |= {kind: peer(kind, options.task, train, test) for kind in ("logistic", "svc")}
+    for number, (train, test) in enumerate(splits(options.task, options.folds, options.rows)):
+        wanted = [row["label"] for row in test]
+        found, seconds = answers(options, number, train, test)
         truth += wanted
         for name, labels in found.items():
             said[name] += labels
@@ -180,8 +202,6 @@ def main() -> int:
         "folds": folds,
     }
     print(json.dumps(figures))
-    if options.out:
-        options.out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     return 0
 
 

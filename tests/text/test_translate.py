@@ -99,3 +99,26 @@ def test_a_very_long_line_is_cut_between_words_or_at_last_anywhere(shaped: dict[
     )
     with pytest.raises(TooLong, match="no room"):
         split_document(tokenizer, "a", 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentences"),
+    [
+        ("Dr. Weiß kam am 3. Mai an. Er ging z. B. heim.", ["Dr. Weiß kam am 3. Mai an.", "Er ging z. B. heim."]),
+        ("See Fig. 3 by J. S. Bach, etc. and so on. Old.", ["See Fig. 3 by J. S. Bach, etc. and so on.", "Old."]),
+        ("„Ja?“ fragte er. Nein!", ["„Ja?“ fragte er.", "Nein!"]),
+        ("It was 1990. Then it ended.", ["It was 1990.", "Then it ended."]),
+        ("你好。再见！वह गया।", ["你好。", "再见！", "वह गया।"]),
+    ],
+)  # fmt: skip
+def test_sentences_are_not_torn_at_abbreviations(
+    text: str, sentences: list[str], shaped: dict[str, Tokenizer]
+) -> None:
+    pieces = split_document(shaped["ours"], text, 400, sentences=True)
+    assert [piece.text for piece in pieces if piece.text] == sentences
+
+
+def test_a_text_of_small_letters_is_still_cut_at_its_stops(shaped: dict[str, Tokenizer]) -> None:
+    text = "i went home and it was late. " * 12
+    pieces = split_document(shaped["ours"], text.strip(), 64, sentences=True)
+    assert all(piece.text.endswith("late.") for piece in pieces if piece.text) and len(pieces) > 3

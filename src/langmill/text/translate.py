@@ -18,10 +18,14 @@ from langmill.text.tasks import Limit, TooLong
 from langmill.text.tokenizer import Tokenizer
 
 _CLOSING = r"[\p{Pe}\p{Pf}\"'”’»」』】）]*"
-# A full stop ends a sentence before a space, but not behind an initial; the marks of Chinese, Japanese and the Indic
-# scripts do so anywhere.
+# A full stop ends a sentence before a space; the marks of Chinese, Japanese and the Indic scripts do so anywhere.
+_STOP = regex.compile(rf"[.!?…؟۔।]+{_CLOSING}(?=\s)|[。！？｡．।॥။۔]+{_CLOSING}")
+# But not behind a letter ("J. Weiß", "z. B."), a title ("Dr. Weiß") or an ordinal ("am 3. Mai"), nor before a small
+# letter ("etc. and so on"). A stop too many tears a sentence apart, one too few only makes a longer piece.
+_TITLES = "Mr Mrs Ms Dr Prof St Sr Sra Srta Dra Mme Mlle Hr Fr Frl Nr No Nos Vol Fig Abb Tab Bd vs pp Art Abs"
+_OPEN = rf"(?<!\b(?:\p{{L}}|\d{{1,2}}|{_TITLES.replace(' ', '|')}))"
 _SENTENCE = regex.compile(
-    rf"(?:(?<!\b\p{{Lu}})\.|[!?…؟۔።])[.!?…؟۔]*{_CLOSING}(?=\s)|[。！？｡．।॥။។]+{_CLOSING}"
+    rf"(?:{_OPEN}\.|[!?…؟۔।])[.!?…؟۔]*{_CLOSING}(?=\s+(?!\p{{Ll}})|\s*$)|[。！？｡．।॥။]+{_CLOSING}"
 )
 _CLAUSE = regex.compile(rf"[,;:،؛](?=\s){_CLOSING}|[，；：、]{_CLOSING}|\s[–—-](?=\s)")
 _SPACE = regex.compile(r"(?=\s)(?<!\s)")
@@ -141,7 +145,7 @@ def _cut(tokenizer: Tokenizer, line: str, room: int, sentences: bool) -> Iterato
     if not line.strip() or (not sentences and len(tokenizer.encode(line.strip())) <= room):
         yield line
     else:
-        yield from _at_marks(tokenizer, line, room, (_SENTENCE, _CLAUSE, _SPACE), sentences)
+        yield from _at_marks(tokenizer, line, room, (_SENTENCE, _STOP, _CLAUSE, _SPACE), sentences)
 
 
 def _at_marks(
