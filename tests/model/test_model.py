@@ -91,6 +91,26 @@ def test_recomputing_activations_changes_no_gradient(config: ModelConfig) -> Non
     assert all(torch.equal(plain, again) for plain, again in zip(*gradients, strict=True))
 
 
+@pytest.mark.parametrize("config", [SHAPES[0], SHAPES[-2]])
+@torch.no_grad()
+def test_dropout_is_for_training_alone_and_keeps_the_mean(config: ModelConfig) -> None:
+    model, tokens = build(config), torch.arange(20)[None]
+    whole = model(tokens)
+    model.dropout = 0.2
+    assert torch.equal(model(tokens), whole)
+    model.train()
+    torch.manual_seed(0)
+    first = model(tokens)
+    torch.manual_seed(0)
+    assert torch.equal(model(tokens), first) and not torch.equal(model(tokens), first)
+    block = model.main.blocks[0]
+    x = torch.randn(1, 20, config.main.dim)
+    drawn = torch.zeros_like(x)
+    for _ in range(400):
+        drawn += block._add(x, torch.nn.Identity(), torch.ones_like) / 400
+    torch.testing.assert_close(drawn, x + 1, atol=0.15, rtol=0)  # 0.025 is one standard deviation
+
+
 @torch.no_grad()
 def test_lengths_that_do_not_fit_are_refused_with_both_numbers() -> None:
     model = build(SHAPES[-2])  # learned positions

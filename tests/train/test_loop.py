@@ -51,6 +51,7 @@ def stop_at(last: int) -> Any:
         ("llama", {}),
         ("llama", {"dtype": "bfloat16", "gradient_accumulation_steps": 2}),
         ("untied", {"optimizer": "muon", "schedule": "wsd", "gradient_checkpointing": True}),
+        ("llama", {"dropout": 0.1, "gradient_checkpointing": True}),
         ("lstm", {}),
     ],
 )
@@ -186,6 +187,13 @@ def test_skipping_counts_and_gives_up_in_the_end(tiny: ModuleType, tmp_path: Pat
     assert changed == [True, True, False, False, *[True] * (len(changed) - 4)]
     with pytest.raises(TrainingError, match="10 steps in a row"):
         tiny.run(tmp_path / "b", objective=spoilt(set(range(7, 99)), [], tiny), settings=skip)
+
+
+def test_dropout_is_for_transformers(tiny: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"train\.dropout is for Transformers"):
+        tiny.run(tmp_path / "lstm", "lstm", settings={"dropout": 0.1})
+    plain, dropped = (tiny.run(tmp_path / str(p), "llama", settings={"dropout": p})[0] for p in (0.0, 0.1))
+    assert tiny.digest(plain) != tiny.digest(dropped)
 
 
 def test_another_run_is_not_resumed(tiny: ModuleType, tmp_path: Path) -> None:

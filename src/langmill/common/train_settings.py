@@ -66,6 +66,10 @@ class LoopSettings(Settings):
     weight_decay: float = Field(0.1, ge=0, description="decoupled decay of matrices (norms and biases: none)")
     beta1: float = Field(0.9, ge=0, lt=1, description="AdamW: decay of the mean of the gradient")
     beta2: float = Field(0.95, ge=0, lt=1, description="AdamW: decay of the mean of its square")
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="share of what is embedded, and of what each layer adds, to drop while training; "
+        "0.1 helps where there are few examples",
+    )  # fmt: skip
     max_grad_norm: float = Field(1.0, ge=0, description="clip the gradient to this norm; 0: never")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="number type of the matrix products; auto: the faster one by a short measurement"

@@ -126,7 +126,7 @@ def export(c: ModelConfig) -> dict[str, Any] | None:
         "max_position_embeddings": c.length,
         "decoder_start_token_id": c.input.start,
         "forced_eos_token_id": None,
-        # trained without dropout here; said, so that other tools continue the same way
+        # none by default here; said, so that other tools continue the same way
         "dropout": 0.0,
     }
     if kind == "marian":

@@ -85,7 +85,7 @@ def export(c: ModelConfig) -> dict[str, Any] | None:
         "scale_attn_weights": d.scale is None,
         "tie_word_embeddings": c.tied,
         **({} if c.head is None else described(c.head)),
-        # trained without dropout here; said, so that other tools continue the same way
+        # none by default here; said, so that other tools continue the same way
         "resid_pdrop": 0.0,
         "embd_pdrop": 0.0,
         "attn_pdrop": 0.0,

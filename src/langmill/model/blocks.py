@@ -101,7 +101,7 @@ class Block(nn.Module):
 
     def __init__(self, c: StackConfig):
         super().__init__()
-        self.post = c.norm_order == "post"
+        self.post, self.dropout = c.norm_order == "post", 0.0
         self.attention_norm, self.attention = norm_of(c), Attention(c)
         self.cross_norm = norm_of(c) if c.cross else None
         self.cross = Attention(c) if c.cross else None
@@ -124,5 +124,8 @@ class Block(nn.Module):
         return self._add(x_BTD, self.mlp_norm, self.mlp)
 
     def _add(self, x_BTD: Tensor, norm: nn.Module, layer: Callable[[Tensor], Tensor]) -> Tensor:
-        added: Tensor = norm(x_BTD + layer(x_BTD)) if self.post else x_BTD + layer(norm(x_BTD))
+        new_BTD = layer(x_BTD if self.post else norm(x_BTD))
+        if self.dropout:
+            new_BTD = F.dropout(new_BTD, self.dropout, self.training)
+        added: Tensor = norm(x_BTD + new_BTD) if self.post else x_BTD + new_BTD
         return added

@@ -38,6 +38,7 @@ class Stack(nn.Module):
     def __init__(self, c: StackConfig, tokens: Tokens):
         super().__init__()
         self.config, self.length, self.embedding_scale = c, tokens.length, tokens.scale
+        self.dropout = 0.0  # of what is embedded
         self.checkpointing = False  # recompute each block in the backward pass instead of keeping it
         learned = isinstance(c.position, Learned)
         self.positions = nn.Embedding(tokens.length + c.position.offset, c.dim) if learned else None  # type: ignore[union-attr]
@@ -67,6 +68,8 @@ class Stack(nn.Module):
     ) -> Tensor:
         c = self.config
         x_BTD = self._placed(x_BTD.to(self.like.dtype), positions, documents, cache, types)
+        if self.dropout:
+            x_BTD = F.dropout(x_BTD, self.dropout, self.training)
         angles = rotary(positions, c.position, c.head_dim) if isinstance(c.position, Rope) else None
         if angles is not None:
             angles = (angles[0].to(x_BTD.dtype), angles[1].to(x_BTD.dtype))
@@ -272,6 +275,20 @@ class Transformer(nn.Module):
         for stack in (self.encoder, self.decoder):
             if stack is not None:
                 stack.checkpointing = on
+
+    @property
+    def dropout(self) -> float:
+        """The share of what is embedded, and of what each layer adds, that is dropped in training mode (Vaswani et al.
+        2017, section 5.4); attention's weights are all kept."""
+        return self.main.dropout
+
+    @dropout.setter
+    def dropout(self, share: float) -> None:
+        for stack in (self.encoder, self.decoder):
+            if isinstance(stack, Stack):
+                stack.dropout = share
+                for block in stack.blocks:
+                    block.dropout = share  # type: ignore[assignment]
 
     def new_cache(
         self, batch: int, length: int, dtype: torch.dtype | None = None, device: torch.device | None = None

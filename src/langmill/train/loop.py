@@ -197,6 +197,10 @@ class _Run:
         self.model.train()
         if hasattr(self.model, "checkpointing"):
             setattr(self.model, "checkpointing", self.settings.gradient_checkpointing)  # noqa: B010
+        if hasattr(self.model, "dropout"):
+            setattr(self.model, "dropout", self.settings.dropout)  # noqa: B010
+        elif self.settings.dropout:
+            raise SettingsError("train.dropout is for Transformers: leave it out for an LSTM")
         found = checkpoint.newest(self.checkpoints, self.say)
         if found and not resume:
             raise UsageError(f"{self.folder} holds an earlier run: go on with --resume, or remove it")
