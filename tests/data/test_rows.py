@@ -192,6 +192,17 @@ def test_both_sides_hold_the_longest_stretches_that_fit(
     assert counts == [-(-n // source.size) for n in (1, 2, 30, 200, 401)]
 
 
+def test_a_written_text_does_not_begin_with_its_end() -> None:
+    store = Texts.of([Text("one", range(1, 9))], PAD)
+    end = 95
+    source = Denoised(store, Denoising(MASK, SPECIAL), 24, (end,), (end,), PAD, START)
+    [batch] = list(TaskRows(source, np.arange(1), 24, 1, 0).once())
+    assert batch.encoder_tokens_BS is not None
+    read = batch.encoder_tokens_BS[0][batch.encoder_tokens_BS[0] != PAD]
+    assert read[0] == read[-1] == end
+    assert batch.targets_BT[0][batch.targets_BT[0] >= 0].tolist() == [*range(1, 9), end]
+
+
 @pytest.mark.parametrize(
     "how",
     [

@@ -142,8 +142,9 @@ class Infilled(_Stretches):
 
 @dataclass(frozen=True)
 class Denoised(_Stretches):
-    """For an encoder-decoder: damaged text to read, what was there to write. Both sides have the markers; the decoder
-    begins with `start_id`. `length` and places are of the decoder's rows, `ratio` as in `items.Translated`."""
+    """For an encoder-decoder: damaged text to read, what was there to write. Both sides have the markers, as when it is
+    taught to translate: a written text does not begin with the id that ends it, since the decoder begins with
+    `start_id`. `length` and places are of the decoder's rows, `ratio` as in `items.Translated`."""
 
     how: SpanCorruption | Denoising
     start_id: int
@@ -160,10 +161,12 @@ class Denoised(_Stretches):
 
     def batch(self, rows: Sequence[Row], shape: Shape) -> TaskBatch:
         pairs = [self.how(ids, lot) for ids, lot, _ in self.stretches(rows)]
-        read, written = (self._texts([pair[side] for pair in pairs]) for side in (0, 1))
+        ended = self.front[:1] == self.back[-1:]
+        read = self._texts(self.front, [given for given, _ in pairs])
+        written = self._texts(self.front[1:] if ended else self.front, [wanted for _, wanted in pairs])
         return two_sided(read, written, self.start_id, self.ratio, _numbered(rows), rows, shape)
 
-    def _texts(self, parts: Sequence[Ints]) -> Texts:
-        front, back = (np.array(ids, np.int64) for ids in (self.front, self.back))
+    def _texts(self, begun: tuple[int, ...], parts: Sequence[Ints]) -> Texts:
+        front, back = (np.array(ids, np.int64) for ids in (begun, self.back))
         ids, starts = joined([np.concatenate((front, part, back)) for part in parts], np.int32)
         return Texts(ids, None, starts, (), (), self.pad_id)

@@ -137,7 +137,6 @@ def _denoised(train: TrainSettings, corpus: Corpus, config: Config) -> Task:
     t, length, special = corpus.tokenizer, train.max_length or config.length, _special(corpus.tokenizer)
     front, back = t.frame.single.ids
     back = (*back, *source_room(t, 0)[0])
-    front = () if front == back[-1:] else front  # as targets have it when the model is taught to translate
     start = _named(config.input.start, "token for the decoder to begin with", train)
     how: SpanCorruption | Denoising
     if isinstance(config.decoder.position, Relative):
