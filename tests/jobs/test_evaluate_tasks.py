@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import sacrebleu
 import torch
 
 from langmill import cli
-from langmill.common.errors import DataError, UsageError
+from langmill.apps import answer
+from langmill.common.errors import DataError, ModelError, UsageError
 from langmill.common.metrics import Report
-from langmill.common.settings import EvaluateSettings
+from langmill.common.settings import AnswerSettings, EvaluateSettings
 from langmill.evaluate.labels import classified
 from langmill.families.folder import load, save
 from langmill.infer.choices import likelihoods, split_ids
@@ -25,7 +27,7 @@ from langmill.jobs.evaluate_rows import kind_of
 from langmill.model.config import Head, Learned, ModelConfig, Sinusoidal, StackConfig, Tokens
 from langmill.model.init import init_
 from langmill.model.transformer import Transformer
-from langmill.text.answer import f1
+from langmill.text.answer import exact_match, f1
 from langmill.text.tokenizer import Tokenizer
 
 WORDS = "the cat sat on a mat and 猫坐在垫子上 then قطة ran off far away".split()
@@ -45,6 +47,17 @@ PAIRS = [
     {"translation": {"en": f"{WORDS[i % 9]} {WORDS[i % 4]}.", "de": f"{WORDS[i % 7]} und {WORDS[i % 5]}."}}
     for i in range(8)
 ]
+LONG = " ".join(WORDS)
+CONTEXTS = [
+    {
+        "question": f"What did {WORDS[i]}?",
+        "context": LONG * (1 + i % 2),
+        "answers": {"text": [word], "answer_start": [LONG.index(word)]}
+        if word
+        else {"text": [], "answer_start": []},
+    }
+    for i, word in enumerate(("cat sat", "mat", "", "猫坐在垫子上", "ran off"))
+]
 LENGTH = 96
 
 
@@ -59,7 +72,9 @@ def shuffled(model: Transformer, seed: int) -> Transformer:
 @pytest.fixture(scope="module")
 def at(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("rows")
-    files = {"choices": CHOICES, "generate": PROMPTS, "classify": LABELLED, "translate": PAIRS}
+    files = {
+        "choices": CHOICES, "generate": PROMPTS, "classify": LABELLED, "translate": PAIRS, "answer": CONTEXTS
+    }  # fmt: skip
     for name, rows in files.items():
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
@@ -83,7 +98,9 @@ def at(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         decoder_input=Tokens(vocab, 64, scale=32**0.5, start=tokenizer.pad_id),
         head=Head(vocab, True, True),
     )
-    for name, config, seed in (("a", plain, 0), ("b", plain, 1), ("bert", reader, 0), ("marian", writer, 0)):
+    points = replace(reader, head=Head(2, False, True, task="answer"))
+    named = {"a": plain, "b": plain, "bert": reader, "marian": writer, "points": points}
+    for seed, (name, config) in enumerate(named.items()):
         save(shuffled(Transformer(config), seed), tokenizer, folder / name)
     return {path.stem: str(path) for path in folder.iterdir()}
 
@@ -97,7 +114,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-MODELS = {"choices": "a", "generate": "a", "classify": "bert", "translate": "marian"}
+MODELS = {"choices": "a", "generate": "a", "classify": "bert", "translate": "marian", "answer": "points"}
 
 
 @pytest.mark.parametrize("task", list(MODELS))
@@ -192,6 +209,27 @@ def test_generation_by_hand(at: dict[str, str], tmp_path: Path) -> None:
             zip(PROMPTS, rows_of(tmp_path / "rows.jsonl"), strict=True)]  # fmt: skip
     right.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     assert run(at["a"], right, max_new_tokens=5).figures["exact_match"] == 1.0
+
+
+def test_answers_found_in_texts_by_hand(at: dict[str, str], tmp_path: Path) -> None:
+    report = run(at["points"], at["answer"], out=tmp_path / "rows.jsonl")
+    used = answer.run(
+        AnswerSettings(model=at["points"], file=Path(at["answer"]), field="context", device="cpu"),
+        quiet=True,
+        as_json=True,
+    )
+    rows, own = rows_of(tmp_path / "rows.jsonl"), used.extra["results"]
+    assert [row["said"] for row in rows] == [one["answer"] for one in own] and len(rows) == 5
+    marks = [
+        (exact_match(r["said"], r["answers"] or ("",)), f1(r["said"], r["answers"] or ("",))) for r in rows
+    ]
+    assert [report.figures["exact_match"], report.figures["f1"]] == pytest.approx(
+        np.mean(marks, axis=0).tolist()
+    )
+    plain = run(at["a"], at["answer"], max_new_tokens=3)
+    assert plain.extra["record"]["task"] == "generate"  # another model writes its answers
+    with pytest.raises(ModelError, match="was not taught to answer"):
+        run(at["a"], at["answer"], task="answer")
 
 
 def test_a_taught_classifier_and_a_label_that_it_does_not_know(at: dict[str, str], tmp_path: Path) -> None:

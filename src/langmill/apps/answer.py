@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from langmill.apps.classify import limit_of
 from langmill.apps.texts import Result, Row, each
@@ -15,6 +16,8 @@ from langmill.infer.read import token_scores
 from langmill.infer.ready import ready
 from langmill.model.config import ModelConfig
 from langmill.text.answer import ContextWindow, best_answers, encode_question
+from langmill.text.tasks import Limit
+from langmill.text.tokenizer import Tokenizer
 
 
 def run(settings: AnswerSettings, *, quiet: bool = False, as_json: bool = False) -> Report:
@@ -28,28 +31,35 @@ def run(settings: AnswerSettings, *, quiet: bool = False, as_json: bool = False)
     limit = limit_of(settings, model)
 
     def read(batch: Sequence[Row], counted: Counter[str]) -> Iterator[Result]:
-        asked = [_question(row, settings) for row in batch]
-        windows: list[list[ContextWindow]] = []
-        for number, (row, question) in enumerate(zip(batch, asked, strict=True)):
-            try:
-                windows.append(encode_question(tokenizer, question, row.text, limit, counted, number))
-            except DataError as error:
-                raise DataError(f"{row.where}: {error}") from None
-        scores = token_scores(model, [window.encoded for own in windows for window in own])
-        for row, question, own in zip(batch, asked, windows, strict=True):
-            found = [next(scores) for _ in own]
-            best = best_answers(
-                row.text,
-                own,
-                [score[:, 0] for score in found],
-                [score[:, 1] for score in found],
-                n_best=settings.n_best,
-                max_length=settings.max_answer,
-                threshold=settings.threshold,
-            )
-            yield {**row.fields, "question": question, **best}
+        asked = [(row.where, _question(row, settings), row.text) for row in batch]
+        how = {"n_best": settings.n_best, "max_length": settings.max_answer, "threshold": settings.threshold}
+        for row, best in zip(batch, found(model, tokenizer, asked, limit, counted, **how), strict=True):
+            yield {**row.fields, **best}
 
     return each(settings, read, quiet=quiet, as_json=as_json)
+
+
+def found(
+    model: Model,
+    tokenizer: Tokenizer,
+    asked: Sequence[tuple[str, str, str]],
+    limit: Limit,
+    counted: Counter[str],
+    **how: Any,
+) -> Iterator[dict[str, Any]]:
+    """{"question"} and what `best_answers` gives for each (where, question, context); `how` goes to it. DataError names
+    the row whose question or context cannot be read."""
+    windows: list[list[ContextWindow]] = []
+    for number, (where, question, context) in enumerate(asked):
+        try:
+            windows.append(encode_question(tokenizer, question, context, limit, counted, number))
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from None
+    scores = token_scores(model, [window.encoded for own in windows for window in own])
+    for (_, question, context), own in zip(asked, windows, strict=True):
+        parts = [next(scores) for _ in own]
+        starts, ends = ([score[:, side] for score in parts] for side in (0, 1))
+        yield {"question": question, **best_answers(context, own, starts, ends, **how)}
 
 
 def _question(row: Row, settings: AnswerSettings) -> str:

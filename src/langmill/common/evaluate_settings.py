@@ -23,8 +23,10 @@ class EvaluateSettings(Settings):
     against: str | None = Field(
         None, description="another model for the same rows: differences with paired intervals, and a verdict"
     )
-    task: Literal["text", "choices", "generate", "classify", "translate"] | None = Field(
-        None, description="what is asked; none: as the fields of the first row say"
+    task: Literal["text", "choices", "generate", "answer", "classify", "translate"] | None = Field(
+        None,
+        description="what is asked; none: as the fields of the first row say, and answer (where in a context the "
+        "answer stands) for a model that was taught it",
     )
     out: Path | None = Field(None, description="file for the results of every row, JSONL")
     force: bool = Field(False, description="replace an existing --out")

@@ -19,7 +19,7 @@ from langmill.common.settings import EvaluateSettings
 from langmill.data.pipeline import Ledger
 from langmill.data.readers import read
 from langmill.data.shards import Shards, write_shards
-from langmill.data.tasks import read_labels, read_translations
+from langmill.data.tasks import read_labels, read_questions, read_translations
 from langmill.evaluate.compare import Difference, Figures, Ints, differences, intervals
 from langmill.evaluate.loss import Encoded, Interval, Scores, score
 from langmill.evaluate.yardstick import Yardstick
@@ -36,6 +36,7 @@ Part = tuple[Shards, NDArray[np.int64]]  # shards, and which of their documents 
 _WORDS = {
     "choices": "multiple choice",
     "generate": "generation",
+    "answer": "answers in texts",
     "classify": "labels",
     "translate": "translation",
 }
@@ -51,6 +52,8 @@ def run(settings: EvaluateSettings, *, quiet: bool = False) -> Report:
     """
     reports.check_out(settings)
     kind = asked.kind_of(settings)
+    if kind == "generate" and settings.task is None and tasks.taught_at(settings.model) == "answer":
+        kind = "answer"
     asked.check(settings, kind)
     return _on_text(settings, quiet) if kind == "text" else _on_rows(settings, kind, quiet)
 
@@ -98,8 +101,10 @@ def _reader(
             languages = (settings.source, settings.target)
         return list(read_translations(settings.on, ledger, _same, languages=languages)), "", "", tasks.render
     if kind == "classify":
-        regress = tasks.says_numbers(settings.model)
+        regress = tasks.taught_at(settings.model) == "regress"
         return list(read_labels(settings.on, ledger, _same, regression=regress)), "", "", tasks.classify
+    if kind == "answer":
+        return list(read_questions(settings.on, ledger, _same)), "", "", tasks.point
     rows, template = asked.read(settings.on, kind, settings.template, ledger)
     before = asked.shots(settings, kind, template, rows)
     ask = tasks.choose if kind == "choices" else tasks.write

@@ -2,6 +2,7 @@
 
 choices    {"question" or "context" or "prompt", "choices": […], "answer": its number, or the choice itself}
 generate   {"prompt" or "question", perhaps "context", "answer" or "answers": a text, a list, SQuAD's object}
+answer     {"question", "context", "answers"}, for a model that was taught to point at them
 classify   {"text", "label"}          translate  {"translation": {…}}, {"source", "target"}          text  the rest
 """
 
@@ -21,7 +22,7 @@ from langmill.data.fields import read_files
 from langmill.data.pipeline import Ledger
 from langmill.data.streams import COMPRESSED
 
-Kind = Literal["text", "choices", "generate", "classify", "translate"]
+Kind = Literal["text", "choices", "generate", "answer", "classify", "translate"]
 _SHAPES: tuple[
     tuple[Kind, tuple[str, ...], tuple[str, ...]], ...
 ] = (  # one of the first, and one of the second

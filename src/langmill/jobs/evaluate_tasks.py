@@ -1,8 +1,8 @@
-"""What one model makes of rows: multiple choice, generation, classification, translation.
+"""What one model makes of rows: multiple choice, generation, answers found in texts, classification, translation.
 
 Figures
     choices    acc, acc_norm (by characters), as in lm-evaluation-harness
-    generate   exact_match, f1, by SQuAD's rule
+    generate   exact_match, f1, by SQuAD's rule; answer the same, of a model that was taught to point at answers
     classify   accuracy, macro_f1, log_loss, calibration_error; for several labels micro_f1, macro_f1, exact; for
                numbers mean_absolute_error, root_mean_squared_error, pearson, spearman
     translate  bleu, chrf, as sacrebleu's defaults give them
@@ -17,13 +17,14 @@ from typing import Any
 
 import numpy as np
 
+from langmill.apps import answer as pointing
 from langmill.apps.classify import labels_of
 from langmill.apps.texts import Row
 from langmill.apps.translate import checked, translate
 from langmill.apps.zero_shot import chooser, shots
 from langmill.common.errors import MissingExtra, UsageError
 from langmill.common.settings import ClassifySettings, EvaluateSettings, TranslateSettings
-from langmill.data.tasks import LabelRow, TranslationRow
+from langmill.data.tasks import LabelRow, QuestionRow, TranslationRow
 from langmill.evaluate import labels as scores
 from langmill.evaluate import overlap
 from langmill.evaluate.choices import answered, chosen, question
@@ -141,12 +142,39 @@ def taught(model: Model) -> bool:
     return head is not None and head.task in ("classify", "multilabel", "regress")
 
 
-def says_numbers(where: str) -> bool:
-    """Whether the model there was taught to say a number, so that labels are numbers."""
+def taught_at(where: str) -> str:
+    """The task that the model's folder says its head is for; "text" where it says none."""
     path = resolve(where)
     if path.suffix == ".gguf" or not (path / "config.json").is_file():
-        return False
-    return task_of(read_config(path / "config.json"), "embed") == "regress"
+        return "text"
+    return task_of(read_config(path / "config.json"), "text")
+
+
+def point(
+    settings: EvaluateSettings, model: Model, tokenizer: Tokenizer, rows: Sequence[QuestionRow], on: OnRows
+) -> Outcome:
+    """Where the model finds the answer in a context; "no answer" may win where some of the rows have none."""
+    pointing.check(model, settings.model)
+    counted, limit = Counter[str](), Limit(min(model.config.length, READS), "window", 64)
+    empty, results = any(not row.answers for row in rows), list[dict[str, Any]]()
+    for part in batches(len(rows), settings.micro_batch_size):
+        asked = [(row.where, row.question, row.context) for row in rows[part]]
+        said = pointing.found(model, tokenizer, asked, limit, counted, no_answer=empty)
+        for row, one in zip(rows[part], said, strict=True):
+            right = row.answers or ("",)
+            results.append(
+                {
+                    "where": row.where,
+                    "question": row.question,
+                    "answers": list(row.answers),
+                    "said": one["answer"],
+                    "score": one["score"],
+                    "exact_match": exact_match(one["answer"], right),
+                    "f1": f1(one["answer"], right),
+                }
+            )
+        on(len(asked))
+    return Outcome(_means(results, ("exact_match", "f1")), results, counted=counted)
 
 
 def classify(
