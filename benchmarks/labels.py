@@ -95,9 +95,8 @@ def peer(kind: str, task: str, train: Rows, test: Rows) -> list[str]:
 
 def ours(options: argparse.Namespace, train: Rows, test: Rows, scratch: Path) -> list[str]:
     """By the commands that a user has."""
-    for name, rows in (("train", train), ("test", test)):
-        lines = (json.dumps({"text": row["text"], "label": row["label"]}, ensure_ascii=False) for row in rows)
-        (scratch / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    lines = (json.dumps({"text": row["text"], "label": row["label"]}, ensure_ascii=False) for row in train)
+    (scratch / "train.jsonl").write_text("\n".join(lines), encoding="utf-8")
     words = [
         f"num_train_epochs={options.epochs}",
         f"tasks.length={options.length}",
@@ -112,14 +111,15 @@ def ours(options: argparse.Namespace, train: Rows, test: Rows, scratch: Path) ->
     finetune.run(
         configure(FinetuneSettings, None, words, data=[str(scratch / "train.jsonl")], **known), quiet=False
     )
-    asked = configure(
-        ClassifySettings,
-        None,
-        [],
-        model=str(scratch / "model"),
-        file=scratch / "test.jsonl",
-        long_texts="truncate",
-    )
+    return said_by(scratch / "model", test, scratch)
+
+
+def said_by(model: Path, test: Rows, scratch: Path) -> list[str]:
+    """What `langmill classify` says of each text."""
+    lines = (json.dumps({"text": row["text"]}, ensure_ascii=False) for row in test)
+    (scratch / "test.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    given = {"model": str(model), "file": scratch / "test.jsonl", "long_texts": "truncate"}
+    asked = configure(ClassifySettings, None, [], **given)
     found = classify.run(asked, quiet=True, as_json=True).extra["results"]
     return [one["label"] if isinstance(one["label"], str) else "" for one in found]
 
