@@ -132,20 +132,26 @@ def answers(
         name: str(value) for name, value in vars(options).items() if name not in ("folds", "keep", "threads")
     }
     kept = options.keep and options.keep / f"{options.task}-{number}.json"
+    held: dict[str, Any] = {"about": about, "found": {}, "seconds": 0.0}
     if kept and kept.exists():
         held = json.loads(kept.read_text(encoding="utf-8"))
         if held["about"] != about:
             raise SystemExit(f"{kept} was made by {held['about']}, not by {about}: choose another --keep")
-        return held["found"], held["seconds"]
-    began = time.perf_counter()
-    with tempfile.TemporaryDirectory() as scratch:
-        found = {"langmill": ours(options, train, test, Path(scratch))}
-    seconds = time.perf_counter() - began
-    found |= {kind: peer(kind, options.task, train, test) for kind in ("logistic", "svc")}
-    if kept:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps({"about": about, "found": found, "seconds": seconds}), encoding="utf-8")
-    return found, seconds
+    for name in ("langmill", "logistic", "svc"):
+        if name in held["found"]:
+            continue
+        began = time.perf_counter()
+        if name == "langmill":
+            with tempfile.TemporaryDirectory() as scratch:
+                held["found"][name] = ours(options, train, test, Path(scratch))
+            held["seconds"] = time.perf_counter() - began
+        else:
+            held["found"][name] = peer(name, options.task, train, test)
+        print(f"{name}: {time.perf_counter() - began:.0f} s", file=sys.stderr)
+        if kept:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.write_text(json.dumps(held), encoding="utf-8")
+    return held["found"], held["seconds"]
 
 
 def score(task: str, truth: NDArray[Any], said: NDArray[Any]) -> float:
