@@ -104,8 +104,9 @@ class _Search:
         limit: int,
     ):
         self.model, self.memory, self.beams, self.penalty, self.early = model, memory, beams, penalty, early
-        self.stops, self.limit, count = stops, limit, len(memory.states_BSD)
+        self.limit, count = limit, len(memory.states_BSD)
         device = memory.states_BSD.device
+        self.stops = torch.tensor(sorted(stops), dtype=torch.long, device=device)
         self.all = [_Sentence(beams) for _ in range(count)]
         self.running = list(range(count))  # which sentences the rows still hold
         self.written_BKT = torch.zeros(count, beams, 0, dtype=torch.long, device=device)
@@ -118,10 +119,7 @@ class _Search:
     def run(self, start: int) -> list[list[Hypothesis]]:
         last_BK = torch.full(self.scores_BK.shape, start, device=self.scores_BK.device)
         for step in range(1, self.limit + 1):
-            places_1K = torch.full((1, self.beams), step - 1, device=last_BK.device)
-            hidden_BKD = self.model.hidden(
-                last_BK, positions_BT=places_1K, memory=self.memory, cache=self.cache
-            )
+            hidden_BKD = self.model.hidden(last_BK, memory=self.memory, cache=self.cache)
             logs_BKV = torch.log_softmax(self.model.logits(hidden_BKD).float(), dim=2)
             last_BK = self._step(logs_BKV, step)
             if not self.running:
@@ -137,7 +135,7 @@ class _Search:
         best_BKC, ids_BKC = logs_BKV.topk(wanted, dim=2)
         scores_BC, places_BC = (best_BKC + self.scores_BK[:, :, None]).flatten(1).topk(wanted, dim=1)
         from_BC, id_BC = places_BC // wanted, ids_BKC.flatten(1).gather(1, places_BC)
-        stop_BC = torch.isin(id_BC, torch.tensor(sorted(self.stops), device=id_BC.device))
+        stop_BC = torch.isin(id_BC, self.stops)
         for place, rank in stop_BC[:, : self.beams].nonzero().tolist():
             self._finish(place, int(from_BC[place, rank]), float(scores_BC[place, rank]), step)
         # the best that go on: sort by (ends, rank), keeping rank's order

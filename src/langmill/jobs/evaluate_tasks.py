@@ -150,12 +150,17 @@ def taught_at(where: str) -> str:
     return task_of(read_config(path / "config.json"), "text")
 
 
+def _windows(model: Model) -> Limit:
+    """A text longer than the model reads is read in windows that overlap."""
+    return Limit(min(model.config.length, READS), "window", 64)
+
+
 def point(
     settings: EvaluateSettings, model: Model, tokenizer: Tokenizer, rows: Sequence[QuestionRow], on: OnRows
 ) -> Outcome:
     """Where the model finds the answer in a context; "no answer" may win where some of the rows have none."""
     pointing.check(model, settings.model)
-    counted, limit = Counter[str](), Limit(min(model.config.length, READS), "window", 64)
+    counted, limit = Counter[str](), _windows(model)
     empty, results = any(not row.answers for row in rows), list[dict[str, Any]]()
     for part in batches(len(rows), settings.micro_batch_size):
         asked = [(row.where, row.question, row.context) for row in rows[part]]
@@ -188,7 +193,7 @@ def classify(
     if settings.template is not None or settings.shots:
         raise UsageError(f"{settings.model} was taught its labels: --template and --shots are for zero-shot")
     known = labels_of(model, settings.model)
-    limit = Limit(min(model.config.length, READS), "window", 64)
+    limit = _windows(model)
     parts = []
     for part in batches(len(rows), settings.micro_batch_size):
         documents = encode_texts(tokenizer, [row.text for row in rows[part]], limit, counted)

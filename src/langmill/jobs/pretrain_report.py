@@ -39,23 +39,14 @@ def write_report(
     outcome, scores = entrant.outcome, entrant.scores
     compressed = yardsticks(corpus, corpus.held_out(scores.tokens)) if scores is not None else {}
     found: dict[str, Any] = {
-        "parameters": entrant.parameters,
-        "training_loss": outcome.loss,
-        "tokens_per_second": outcome.tokens_per_second,
-        "training_seconds": outcome.seconds,
-        "peak_bytes": outcome.peak_bytes,
+        **entrant.figures,
         **(figures(scores) if scores is not None else {}),
         **{f"{name}_bits_per_byte": value for name, value in compressed.items()},
         **{
             f"before_{name}": value for name, value in (figures(before) if before is not None else {}).items()
         },
     }
-    counts = {
-        **corpus.counts,
-        "steps": outcome.steps,
-        "tokens_trained": outcome.tokens,
-        "skipped_steps": outcome.skipped,
-    }
+    counts = entrant.counts(corpus)
     notices: list[str] = []
     if not settings.from_model:
         notices = results.too_little(entrant.parameters, outcome.tokens, corpus.train_tokens)

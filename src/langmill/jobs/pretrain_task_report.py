@@ -49,22 +49,12 @@ def write_guesses(
 ) -> Report:  # fmt: skip
     """Write the page and report.json. Figures: those of Guesses (`before_` the same with --from), training_loss,
     tokens_per_second, training_seconds, peak_bytes, parameters."""
-    outcome = entrant.outcome
     found: dict[str, Any] = {
-        "parameters": entrant.parameters,
-        "training_loss": outcome.loss,
-        "tokens_per_second": outcome.tokens_per_second,
-        "training_seconds": outcome.seconds,
-        "peak_bytes": outcome.peak_bytes,
+        **entrant.figures,
         **({} if scores is None else scores.figures),
         **({} if before is None else {f"before_{name}": value for name, value in before.figures.items()}),
     }
-    counts = {
-        **corpus.counts,
-        "steps": outcome.steps,
-        "tokens_trained": outcome.tokens,
-        "skipped_steps": outcome.skipped,
-    }
+    counts = entrant.counts(corpus)
     page = _page(settings, corpus, entrant, scores, before)
     words = "\n".join(_words(settings, entrant, scores, before))
     extra = {"notices": [], "ledger": corpus.shards.ledger}

@@ -56,6 +56,28 @@ class Entrant:
     def rows(self) -> list[dict[str, Any]]:
         return Metrics(self.folder).rows()
 
+    @property
+    def figures(self) -> dict[str, Any]:
+        """What training it was like."""
+        outcome = self.outcome
+        return {
+            "parameters": self.parameters,
+            "training_loss": outcome.loss,
+            "tokens_per_second": outcome.tokens_per_second,
+            "training_seconds": outcome.seconds,
+            "peak_bytes": outcome.peak_bytes,
+        }
+
+    def counts(self, corpus: Corpus) -> dict[str, int]:
+        """Of the text and of the run."""
+        done = self.outcome
+        return {
+            **corpus.counts,
+            "steps": done.steps,
+            "tokens_trained": done.tokens,
+            "skipped_steps": done.skipped,
+        }
+
 
 def too_little(count: int, trained: int, unique: int) -> list[str]:
     """What to know about a model of `count` parameters whose text, or time, was too small for it, and the way out."""

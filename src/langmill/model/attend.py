@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from langmill.model import short
-from langmill.model.cache import BeamCache, Cache
+from langmill.model.cache import Cache
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,8 @@ class Masks:
         new, device = x_BTD.shape[1], x_BTD.device
         self.causal, self.documents_BT, self.cache, self.bias = causal, documents_BT, cache, bias
         self.new, self.past, self.dtype = new, 0 if cache is None else cache.longest, x_BTD.dtype
-        if isinstance(cache, BeamCache):
-            self.queries = torch.full((1, new), cache.step, device=device)
-            self.keys = torch.arange(self.past + new, device=device)[None] // cache.beams
-        elif cache is not None and self.past > 0:
-            self.queries, self.keys = cache.places(new), torch.arange(self.past + new, device=device)[None]
+        if cache is not None:
+            self.queries, self.keys = cache.positions(new), cache.key_positions(new)
         else:
             self.queries = self.keys = torch.arange(new, device=device)[None]
         self.apart = documents_BT is not None and device.type == "cpu" and not torch.compiler.is_compiling()
@@ -84,8 +81,8 @@ class Masks:
     def _among(self, window: int | None) -> Seen:
         cache, past, new = self.cache, self.past, self.new
         wide = window is None or window >= past + new
-        if isinstance(cache, BeamCache):
-            return self._seen(cache.seen_BKS.unsqueeze(1))
+        if cache is not None and cache.seen_BTS is not None:
+            return self._seen(cache.seen_BTS.unsqueeze(1))
         if self.bias is None and wide:
             if self.documents_BT is None and not past:
                 return Seen(causal=self.causal)

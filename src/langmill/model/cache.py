@@ -56,6 +56,9 @@ class Cache:
         self.length = length
         self.longest = 0  # tokens in the fullest row: a Python number, so that no step waits for a device
         self.even = True  # all rows are equally full
+        self.seen_BTS: Tensor | None = (
+            None  # what the next tokens see, where it is not all that is before them
+        )
         self.lengths_B = torch.zeros(batch, dtype=torch.long, device=device)
         self.layers = [
             LayerCache(
@@ -72,6 +75,16 @@ class Cache:
     def places(self, new: int) -> Tensor:
         """(B, T) the places, which are also the positions, that the next `new` tokens of each row take."""
         return self.lengths_B[:, None] + torch.arange(new, device=self.lengths_B.device)
+
+    def positions(self, new: int) -> Tensor:
+        """(B or 1, T) the positions of the next `new` tokens of each row."""
+        if not self.even:
+            return self.places(new)
+        return torch.arange(self.longest, self.longest + new, device=self.lengths_B.device)[None]
+
+    def key_positions(self, new: int) -> Tensor:
+        """(1, S) the position of each place up to the longest row's, once it has `new` more tokens."""
+        return torch.arange(self.longest + new, device=self.lengths_B.device)[None]
 
     def reserve(self, new: int) -> None:
         """Refuse `new` more tokens where they do not fit."""
@@ -114,8 +127,8 @@ class Cache:
 class BeamCache(Cache):
     """The K beams of a sentence in one slot: what they read at a step takes the next K places, in the beams' order.
 
-    seen_BKS: which places each beam's next token sees: those of its own past, and its own. So nothing is copied where
-    a beam goes on from another, and one product serves all beams of a sentence.
+    seen_BTS: each beam's next token sees the places of its own past, and its own. So nothing is copied where a beam
+    goes on from another, and one product serves all beams of a sentence.
     """
 
     def __init__(
@@ -129,7 +142,7 @@ class BeamCache(Cache):
     ):
         super().__init__(config, batch, steps * beams, dtype, device)
         self.beams = beams
-        self.seen_BKS = self._own(batch)
+        self.seen_BTS: Tensor = self._own(batch)
 
     def _own(self, batch: int) -> Tensor:
         return torch.eye(self.beams, dtype=torch.bool, device=self.lengths_B.device).expand(batch, -1, -1)
@@ -139,15 +152,20 @@ class BeamCache(Cache):
         """How many tokens each beam has read: the position of the next."""
         return self.longest // self.beams
 
+    def positions(self, new: int) -> Tensor:
+        return torch.full((1, new), self.step, device=self.lengths_B.device)
+
+    def key_positions(self, new: int) -> Tensor:
+        return super().key_positions(new) // self.beams
+
     def reach(self, new: int) -> int:
         return self.step + new // self.beams
 
     def descend(self, parents_BK: Tensor) -> None:
         """After a pass: beam k of each sentence goes on from beam parents_BK[·, k]."""
-        chosen_BK1 = parents_BK[:, :, None].expand(-1, -1, self.seen_BKS.shape[2])
-        past_BKS = self.seen_BKS.gather(1, chosen_BK1)
-        self.seen_BKS = torch.cat((past_BKS, self._own(len(parents_BK))), dim=2)
+        past_BKS = self.seen_BTS.gather(1, parents_BK[:, :, None].expand(-1, -1, self.seen_BTS.shape[2]))
+        self.seen_BTS = torch.cat((past_BKS, self._own(len(parents_BK))), dim=2)
 
     def select(self, rows: Tensor) -> None:
         super().select(rows)
-        self.seen_BKS = self.seen_BKS[rows]
+        self.seen_BTS = self.seen_BTS[rows]

@@ -219,10 +219,9 @@ class Transformer(nn.Module):
     def _places(self, tokens_BT: Tensor, documents_BT: Tensor | None, cache: Cache | None) -> Tensor:
         if documents_BT is not None:
             return document_positions(documents_BT)
-        if cache is not None and not cache.even:
-            return cache.places(tokens_BT.shape[1])
-        past = 0 if cache is None else cache.longest
-        return torch.arange(past, past + tokens_BT.shape[1], device=tokens_BT.device)[None]
+        if cache is not None:
+            return cache.positions(tokens_BT.shape[1])
+        return torch.arange(tokens_BT.shape[1], device=tokens_BT.device)[None]
 
     def pooled(self, h_BTD: Tensor, documents_BT: Tensor | None) -> Tensor:
         """One state a document (K, D), in reading order, as the head pools them; a row is one where none are given."""
