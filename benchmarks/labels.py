@@ -20,10 +20,12 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _figures import write_rows
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -95,29 +97,27 @@ def peer(kind: str, task: str, train: Rows, test: Rows) -> list[str]:
 
 def ours(options: argparse.Namespace, train: Rows, test: Rows, scratch: Path) -> list[str]:
     """By the commands that a user has."""
-    lines = (json.dumps({"text": row["text"], "label": row["label"]}, ensure_ascii=False) for row in train)
-    (scratch / "train.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    words = [
-        f"num_train_epochs={options.epochs}",
-        f"tasks.length={options.length}",
-        f"threads={options.threads}",
-    ]
-    words += ["holdout=0.1", "compile=false", "tasks.long_texts=truncate"]
-    known = {
-        "model": options.model or str(assets.fetch("minilm")),
-        "task": "classify",
-        "out": scratch / "model",
-    }
-    finetune.run(
-        configure(FinetuneSettings, None, words, data=[str(scratch / "train.jsonl")], **known), quiet=False
-    )
+    start = options.model or str(assets.fetch("minilm"))
+    taught(options, start, train, scratch / "model", scratch)
     return said_by(scratch / "model", test, scratch)
+
+
+def taught(
+    options: argparse.Namespace, start: str, train: Rows, out: Path, scratch: Path, *more: str
+) -> Mapping[str, object]:
+    """The figures of `langmill finetune --task classify`; `more` settings."""
+    write_rows(scratch / "train.jsonl", ({"text": row["text"], "label": row["label"]} for row in train))
+    words = [
+        f"num_train_epochs={options.epochs}", f"tasks.length={options.length}", f"threads={options.threads}",
+        "holdout=0.1", "compile=false", "tasks.long_texts=truncate", *more,
+    ]  # fmt: skip
+    given = {"model": start, "task": "classify", "data": [str(scratch / "train.jsonl")], "out": out}
+    return finetune.run(configure(FinetuneSettings, None, words, **given), quiet=False).figures
 
 
 def said_by(model: Path, test: Rows, scratch: Path) -> list[str]:
     """What `langmill classify` says of each text."""
-    lines = (json.dumps({"text": row["text"]}, ensure_ascii=False) for row in test)
-    (scratch / "test.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    write_rows(scratch / "test.jsonl", ({"text": row["text"]} for row in test))
     given = {"model": str(model), "file": scratch / "test.jsonl", "long_texts": "truncate"}
     asked = configure(ClassifySettings, None, [], **given)
     found = classify.run(asked, quiet=True, as_json=True).extra["results"]

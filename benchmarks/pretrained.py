@@ -21,12 +21,13 @@ from typing import Any
 
 import labels
 import numpy as np
+from _figures import write_rows
 
 from langmill.common.configure import configure
-from langmill.common.settings import FinetuneSettings, PretrainSettings
+from langmill.common.settings import PretrainSettings
 from langmill.evaluate.labels import interval
 from langmill.families.folder import load, save
-from langmill.jobs import finetune, pretrain
+from langmill.jobs import pretrain
 from langmill.model.count import parameters
 from langmill.model.init import init_
 from langmill.model.transformer import Transformer
@@ -54,8 +55,7 @@ def starts(given: argparse.Namespace, train: labels.Rows, test: labels.Rows, fol
     """Folders of the two models to start from."""
     made = {"pretrained": folder / "pretrained", "random": folder / "random"}
     if not made["pretrained"].exists():
-        rows = [json.dumps({"text": text}, ensure_ascii=False) for text in texts(train, test)]
-        (folder / "texts.jsonl").write_text("\n".join(rows), encoding="utf-8")
+        write_rows(folder / "texts.jsonl", ({"text": text} for text in texts(train, test)))
         words = [
             "objective=masked", "family=bert", f"size={given.size}", f"num_train_epochs={given.passes}",
             f"max_length={given.length}", f"tokenizer.vocab_size={given.vocab}", f"threads={given.threads}",
@@ -70,18 +70,6 @@ def starts(given: argparse.Namespace, train: labels.Rows, test: labels.Rows, fol
         init_(model, 1)
         save(model, tokenizer, made["random"])
     return made
-
-
-def taught(given: argparse.Namespace, start: Path, rate: float, rows: Path, out: Path) -> tuple[Path, float]:
-    """(the model, how well it does on the tenth that chose its checkpoint)."""
-    words = [
-        f"num_train_epochs={given.epochs}", f"tasks.length={given.length}", f"threads={given.threads}", "holdout=0.1",
-        "compile=false", "tasks.long_texts=truncate", f"learning_rate={rate}", f"dropout={given.dropout}",
-    ]  # fmt: skip
-    asked = configure(
-        FinetuneSettings, None, words, model=str(start), task="classify", data=[str(rows)], out=out
-    )
-    return out, float(str(finetune.run(asked, quiet=False).figures["macro_f1"]))
 
 
 def main() -> None:
@@ -114,9 +102,11 @@ def main() -> None:
         size = 0
         for name, start in starts(given, train, test, folder).items():
             runs = Path(tempfile.mkdtemp(dir=folder))
-            found = {rate: taught(given, start, rate, rows, runs / str(rate)) for rate in given.rates}
-            chosen[name] = {str(rate): score for rate, (_, score) in found.items()}
-            best = max(found.values(), key=lambda one: one[1])[0]
+            for rate in given.rates:
+                more = (f"learning_rate={rate}", f"dropout={given.dropout}")
+                figures = labels.taught(given, str(start), train, runs / str(rate), runs, *more)
+                chosen.setdefault(name, {})[str(rate)] = float(str(figures["macro_f1"]))
+            best = runs / max(chosen[name], key=lambda rate: chosen[name][rate])
             said[name] = np.array(labels.said_by(best, test, runs))
             size = parameters(load(best)[0].config)
             print(name, chosen[name], float((truth == said[name]).mean()), file=sys.stderr)

@@ -31,7 +31,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 import assets
-from _figures import spread
+from _figures import spread, write_rows
 from finetune import peers
 
 from langmill.apps.translate import search
@@ -111,9 +111,9 @@ def prepared(given: argparse.Namespace, scratch: Path) -> tuple[list[Pair], dict
             "labels": encode_target(tokenizer, pair[1], limit, counted),
         }
 
-    write(scratch / "train.jsonl", [{"translation": {"en": en, "de": de}} for en, de in rows])
-    write(scratch / "train.ids.jsonl", map(ids, rows))
-    write(scratch / "held.ids.jsonl", map(ids, held))
+    write_rows(scratch / "train.jsonl", [{"translation": {"en": en, "de": de}} for en, de in rows])
+    write_rows(scratch / "train.ids.jsonl", map(ids, rows))
+    write_rows(scratch / "held.ids.jsonl", map(ids, held))
     known = load(model)[0]
     assert isinstance(known, Transformer)
     about = {
@@ -124,10 +124,6 @@ def prepared(given: argparse.Namespace, scratch: Path) -> tuple[list[Pair], dict
         "vocabulary": tokenizer.vocab_size,
     }
     return held, about
-
-
-def write(path: Path, rows: Any) -> None:
-    path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
 
 
 def learn(given: argparse.Namespace, start: Path, scratch: Path, out: Path) -> dict[str, Any]:
@@ -247,11 +243,11 @@ def quality(given: argparse.Namespace, held: list[Pair], scratch: Path) -> dict[
     )
     tokenizer = load(scratch / "ours")[1]
     words = ("--beams", 5, "--rows", 16)
-    said = {
+    written = {
         "langmill": translated(given, scratch / "ours", scratch, None)["ids"],
         "transformers": theirs(given, scratch / "theirs", scratch / "held.ids.jsonl", *words)["ids"],
     }
-    texts = {name: [tokenizer.decode(one).strip() for one in ids] for name, ids in said.items()}
+    texts = {name: [tokenizer.decode(one).strip() for one in ids] for name, ids in written.items()}
     wanted = [german for _, german in held]
     return {
         "steps": given.steps,

@@ -11,26 +11,13 @@ import json
 import time
 
 import torch
+from clock import Clock
 from datasets import Dataset
 from transformers import (
     MarianMTModel,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
-    TrainerCallback,
 )
-
-
-class Clock(TrainerCallback):
-    """Seconds of each optimiser step."""
-
-    def __init__(self):
-        self.seconds = []
-
-    def on_step_begin(self, *arguments, **named):
-        self.began = time.perf_counter()
-
-    def on_step_end(self, *arguments, **named):
-        self.seconds.append(time.perf_counter() - self.began)
 
 
 def arguments():

@@ -6,27 +6,14 @@ python trl_lora.py MODEL DATA --steps 4 --dtype float32|bfloat16   prints one JS
 import argparse
 import json
 import resource
-import time
 
 import torch
+from clock import Clock
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from torch.utils.data import SequentialSampler
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
-
-
-class Clock(TrainerCallback):
-    """Seconds of each optimiser step."""
-
-    def __init__(self):
-        self.seconds = []
-
-    def on_step_begin(self, *arguments, **named):
-        self.began = time.perf_counter()
-
-    def on_step_end(self, *arguments, **named):
-        self.seconds.append(time.perf_counter() - self.began)
 
 
 def arguments():
