@@ -4,13 +4,14 @@
     scripts/bench labels topic     20 newsgroups, the published train and test: accuracy
     scripts/bench labels sentiment Chinese reviews, 5 folds: accuracy (--model: one pretrained on Chinese)
 
-    [--folds N] [--rows N] [--epochs 2] [--length 256] [--model FOLDER] [--threads 2] [--keep FOLDER]
+    [--folds N] [--rows N] [--epochs 2] [--length 256] [--long window] [--model FOLDER] [--threads 2] [--keep FOLDER]
 
 The model (MiniLM, asset `minilm`, unless --model names another) is fine-tuned by `langmill finetune`, which chooses its
-checkpoint on a tenth of the training texts. The peer's regularisation is chosen on the same kind of tenth, and it is
-then fitted to all of them. Prints one JSON object: scores by fold, the mean, and the paired 95 % bootstrap interval of
-the difference over all test texts. `folds` may be fewer than 5: then the first ones are run. What a fold said is kept
-in FOLDER, and a fold that is there is not run again: a bench that was stopped goes on.
+checkpoint on a tenth of the training texts; it learns from the first tokens of each text and reads test texts whole,
+window by window (--long truncate: the first tokens alone). The peer's regularisation is chosen on the same kind of
+tenth, and it is then fitted to all of them. Prints one JSON object: scores by fold, the mean, and the paired 95 %
+bootstrap interval of the difference over all test texts. `folds` may be fewer than 5: then the first ones are run. What
+a fold said is kept in FOLDER beside its model, and what is there is not run again: a bench that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -95,11 +96,13 @@ def peer(kind: str, task: str, train: Rows, test: Rows) -> list[str]:
     return [str(label) for label in best.predict([row["text"] for row in test])]
 
 
-def ours(options: argparse.Namespace, train: Rows, test: Rows, scratch: Path) -> list[str]:
-    """By the commands that a user has."""
-    start = options.model or str(assets.fetch("minilm"))
-    taught(options, start, train, scratch / "model", scratch)
-    return said_by(scratch / "model", test, scratch)
+def ours(options: argparse.Namespace, train: Rows, test: Rows, model: Path) -> list[str]:
+    """By the commands that a user has; a model that is there is not taught again."""
+    with tempfile.TemporaryDirectory() as scratch:
+        if not model.exists():
+            start = options.model or str(assets.fetch("minilm"))
+            taught(options, start, train, model, Path(scratch))
+        return said_by(model, test, Path(scratch), options.long)
 
 
 def taught(
@@ -115,10 +118,10 @@ def taught(
     return finetune.run(configure(FinetuneSettings, None, words, **given), quiet=False).figures
 
 
-def said_by(model: Path, test: Rows, scratch: Path) -> list[str]:
+def said_by(model: Path, test: Rows, scratch: Path, long: str = "truncate") -> list[str]:
     """What `langmill classify` says of each text."""
     write_rows(scratch / "test.jsonl", ({"text": row["text"]} for row in test))
-    given = {"model": str(model), "file": scratch / "test.jsonl", "long_texts": "truncate"}
+    given = {"model": str(model), "file": scratch / "test.jsonl", "long_texts": long}
     asked = configure(ClassifySettings, None, [], **given)
     found = classify.run(asked, quiet=True, as_json=True).extra["results"]
     return [one["label"] if isinstance(one["label"], str) else "" for one in found]
@@ -143,7 +146,8 @@ def answers(
         began = time.perf_counter()
         if name == "langmill":
             with tempfile.TemporaryDirectory() as scratch:
-                held["found"][name] = ours(options, train, test, Path(scratch))
+                model = (options.keep or Path(scratch)) / f"{options.task}-{number}"
+                held["found"][name] = ours(options, train, test, model)
             held["seconds"] = time.perf_counter() - began
         else:
             held["found"][name] = peer(name, options.task, train, test)
@@ -170,6 +174,7 @@ def main() -> int:
     parser.add_argument("--rows", type=int, help="so many rows alone, to see that this file works")
     parser.add_argument("--epochs", type=float, default=2)
     parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--long", choices=("window", "truncate"), default="window")
     parser.add_argument("--model")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--keep", type=Path)
