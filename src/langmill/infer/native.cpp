@@ -1,0 +1,722 @@
+// A whole pass of a Transformer stack in one call: N tokens of any slots in, logits out, one team of threads.
+//
+// Plain C interface at the end of the file; infer/native.py packs the weights, builds this file and calls it.
+// Weights stand in panels of 16 outputs, so that one vector register holds a number for each of them:
+//   float32: [panel][input][16]
+//   8 bits:  [panel][16 steps] then [panel][group of 32 inputs][8 vectors of 16 outputs x 4 inputs], code + 128
+//   4 bits:  [panel][group][4 vectors, quads 2v in the low and 2v+1 in the high nibbles] then the group's steps, lows
+// Quantised products take inputs rounded to 8 bits in groups of 32; inside a group all is integer arithmetic.
+// A row's result never depends on the other rows: each output is summed in one order, whatever the tile.
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <thread>
+#include <vector>
+#if defined(__AVX512F__) && !defined(PORTABLE)
+#include <immintrin.h>
+#define WIDE 1  // the processor's own 16 lanes; else the compiler makes them of what there is
+#endif
+
+constexpr int LANES = 16, GROUP = 32, TILE = 16;  // TILE: rows that one walk over a panel serves
+typedef float F __attribute__((vector_size(64)));
+typedef int32_t I __attribute__((vector_size(64)));
+typedef uint8_t U __attribute__((vector_size(64)));
+typedef float Fu __attribute__((vector_size(64), aligned(4)));
+typedef uint8_t Uu __attribute__((vector_size(64), aligned(1)));
+
+static inline F load(const float* p) { return *(const Fu*)p; }
+static inline void store(float* p, F v) { *(Fu*)p = v; }
+static inline F all(float v) { return F{} + v; }
+static inline F larger(F a, F b) { return a > b ? a : b; }
+static inline int padded(int n) { return (n + GROUP - 1) / GROUP * GROUP; }
+static inline float total(F v) {
+    float sum = 0;
+    for (int i = 0; i < LANES; i++) sum += v[i];
+    return sum;
+}
+static inline float greatest(F v) {
+    float most = v[0];
+    for (int i = 1; i < LANES; i++) most = v[i] > most ? v[i] : most;
+    return most;
+}
+
+// acc[lane] += sum over 4 of w[4 lane + j] * x[j]; w unsigned, x signed.
+static inline I dot4(I acc, U w, const int8_t* x) {
+    int32_t quad;
+    memcpy(&quad, x, 4);
+#if defined(WIDE) && defined(__AVX512VNNI__)
+    return (I)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)w, _mm512_set1_epi32(quad));
+#else
+    for (int lane = 0; lane < LANES; lane++)
+        for (int j = 0; j < 4; j++) acc[lane] += int32_t(w[4 * lane + j]) * x[j];
+    return acc;
+#endif
+}
+
+static inline F halves(const uint16_t* p) {  // 16 float16 numbers
+#if defined(WIDE)
+    return (F)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+#else
+    F out;
+    for (int i = 0; i < LANES; i++) {
+        uint32_t h = p[i], sign = (h & 0x8000u) << 16, rest = h & 0x7fffu, bits;
+        float f;
+        if (rest < 0x400) {
+            f = rest * 5.9604644775390625e-8f;
+            memcpy(&bits, &f, 4);
+        } else {
+            bits = (rest << 13) + 0x38000000u;
+        }
+        bits |= sign;
+        memcpy(&f, &bits, 4);
+        out[i] = f;
+    }
+    return out;
+#endif
+}
+
+static inline F exponential(F x) {  // relative error below 2e-7
+    x = larger(x, all(-87.0f));
+    x = x > 88.0f ? all(88.0f) : x;
+    const F shift = all(12582912.0f);
+    F n = x * 1.44269504f + shift;
+    n = n - shift;
+    F r = x - n * 0.693359375f;
+    r = r + n * 2.12194440e-4f;
+    F p = all(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    I bits = (__builtin_convertvector(n, I) + 127) << 23;
+    return p * (F)bits;
+}
+
+enum Activation { GELU, GELU_TANH, RELU, SILU };
+static inline F activate(int kind, F x) {
+    if (kind == RELU) return larger(x, F{});
+    if (kind == SILU) return x / (1.0f + exponential(-x));
+    if (kind == GELU_TANH) {  // tanh(u) = 1 - 2 / (exp(2u) + 1)
+        F u = 0.7978845608f * (x + 0.044715f * x * x * x);
+        return x * (1.0f - 1.0f / (exponential(2.0f * u) + 1.0f));
+    }
+    F out;
+    for (int i = 0; i < LANES; i++) out[i] = 0.5f * x[i] * (1.0f + erff(x[i] * 0.70710678f));
+    return out;
+}
+
+enum Kind { FLOAT, INT8, INT4, INT4_LOWS };
+struct Linear {
+    int32_t kind, in, out, has_bias;
+    const uint8_t* data;
+    const float* bias;  // padded to whole panels
+    int panels() const { return (out + LANES - 1) / LANES; }
+    int groups() const { return in / GROUP; }
+    size_t bytes() const {  // of a panel
+        size_t size = kind == FLOAT  ? size_t(in) * 64
+                      : kind == INT8 ? 64 + size_t(in) * 16
+                                     : size_t(groups()) * (256 + 32 * (kind == INT4_LOWS ? 2 : 1));
+        return (size + 63) / 64 * 64;
+    }
+    const uint8_t* panel(int number) const { return data + bytes() * number; }
+};
+
+// N rows of numbers, and the same rounded to 8 bits: value = step * code, a step for each group of 32.
+struct Rows {
+    int width = 0;
+    std::vector<float> values, steps;
+    std::vector<int8_t> codes;
+    std::vector<int32_t> sums;  // of each group's codes
+    void make(int rows, int n) {
+        width = padded(n);
+        values.assign(size_t(rows) * width + LANES, 0);
+        codes.assign(size_t(rows) * width + 64, 0);
+        steps.assign(size_t(rows) * width / GROUP, 0);
+        sums.assign(size_t(rows) * width / GROUP, 0);
+    }
+    float* row(int r) { return values.data() + size_t(r) * width; }
+    const float* row(int r) const { return values.data() + size_t(r) * width; }
+    void round(int r, int from, int to) {  // inputs `from` to `to` of a row, whole groups
+        for (int g = from / GROUP; g < (to + GROUP - 1) / GROUP; g++) {
+            const float* x = row(r) + g * GROUP;
+            F a = load(x), b = load(x + LANES);
+            float most = greatest(larger(larger(a, -a), larger(b, -b)));
+            float back = most > 0 ? 127.0f / most : 0.0f;
+            size_t at = size_t(r) * (width / GROUP) + g;
+            steps[at] = most / 127.0f;
+            const F shift = all(12582912.0f);  // nearest, ties to even
+            I first = __builtin_convertvector(a * back + shift - shift, I);
+            I second = __builtin_convertvector(b * back + shift - shift, I);
+            int8_t* out = codes.data() + size_t(r) * width + g * GROUP;
+            int32_t sum = 0;
+            for (int i = 0; i < LANES; i++) {
+                out[i] = int8_t(first[i]);
+                out[i + LANES] = int8_t(second[i]);
+                sum += first[i] + second[i];
+            }
+            sums[at] = sum;
+        }
+    }
+};
+
+template <int KIND>
+static inline F steps_of(const uint8_t* panel, int groups, int g) {
+    return halves((const uint16_t*)(panel + size_t(groups) * 256) + g * LANES);
+}
+
+// out[r] = row r's 16 sums of one panel.
+template <int KIND, int R>
+static void tile(const Linear& l, const uint8_t* panel, const Rows& x, int first, F* out) {
+    F acc[R];
+    for (int r = 0; r < R; r++) acc[r] = F{};
+    if constexpr (KIND == FLOAT) {
+        const float* w = (const float*)panel;
+        const float* in = x.row(first);
+        for (int k = 0; k < l.in; k++) {
+            F weights = load(w + size_t(k) * LANES);
+            for (int r = 0; r < R; r++) acc[r] += weights * in[size_t(r) * x.width + k];
+        }
+        for (int r = 0; r < R; r++) out[r] = acc[r];
+        return;
+    }
+    const int groups = l.groups();
+    const uint8_t* codes = panel + (KIND == INT8 ? 64 : 0);
+    for (int g = 0; g < groups; g++) {
+        U w[8];
+        F step, low;
+        if constexpr (KIND == INT8) {
+            for (int j = 0; j < 8; j++) w[j] = *(const Uu*)(codes + size_t(g) * 512 + j * 64);
+        } else {
+            for (int j = 0; j < 4; j++) {
+                U both = *(const Uu*)(codes + size_t(g) * 256 + j * 64);
+                w[2 * j] = both & 15;
+#if defined(WIDE)
+                w[2 * j + 1] = (U)_mm512_and_si512(_mm512_srli_epi16((__m512i)both, 4), _mm512_set1_epi8(15));
+#else
+                w[2 * j + 1] = both >> 4;
+#endif
+            }
+            step = steps_of<KIND>(panel, groups, g);
+            if constexpr (KIND == INT4_LOWS)
+                low = halves((const uint16_t*)(panel + size_t(groups) * 288) + g * LANES);
+        }
+        for (int r = 0; r < R; r++) {
+            const int8_t* in = x.codes.data() + size_t(first + r) * x.width + g * GROUP;
+            const size_t at = size_t(first + r) * (x.width / GROUP) + g;
+            const int32_t offset = KIND == INT8 ? -128 : KIND == INT4 ? -8 : 0;
+            I sum = I{} + offset * x.sums[at];
+            for (int j = 0; j < 8; j++) sum = dot4(sum, w[j], in + 4 * j);
+            F value = __builtin_convertvector(sum, F);
+            if constexpr (KIND == INT8) {
+                acc[r] += value * x.steps[at];
+            } else {
+                acc[r] += value * (step * x.steps[at]);
+                if constexpr (KIND == INT4_LOWS) acc[r] += low * (x.steps[at] * x.sums[at]);
+            }
+        }
+    }
+    if constexpr (KIND == INT8) {
+        F scale = load((const float*)panel);
+        for (int r = 0; r < R; r++) acc[r] *= scale;
+    }
+    for (int r = 0; r < R; r++) out[r] = acc[r];
+}
+
+template <int KIND>
+static void tiles(const Linear& l, const uint8_t* panel, const Rows& x, int first, int rows, F* out) {
+    while (rows > 0) {
+        int taken = rows >= 16 ? 16 : rows >= 8 ? 8 : rows >= 4 ? 4 : rows >= 2 ? 2 : 1;
+        if (taken == 16) tile<KIND, 16>(l, panel, x, first, out);
+        else if (taken == 8) tile<KIND, 8>(l, panel, x, first, out);
+        else if (taken == 4) tile<KIND, 4>(l, panel, x, first, out);
+        else if (taken == 2) tile<KIND, 2>(l, panel, x, first, out);
+        else tile<KIND, 1>(l, panel, x, first, out);
+        first += taken, rows -= taken, out += taken;
+    }
+}
+
+// The sums of one panel with its bias for `rows` rows from `first`, at most TILE.
+static void sums(const Linear& l, int panel, const Rows& x, int first, int rows, F* out) {
+    const uint8_t* data = l.panel(panel);
+    if (l.kind == FLOAT) tiles<FLOAT>(l, data, x, first, rows, out);
+    else if (l.kind == INT8) tiles<INT8>(l, data, x, first, rows, out);
+    else if (l.kind == INT4) tiles<INT4>(l, data, x, first, rows, out);
+    else tiles<INT4_LOWS>(l, data, x, first, rows, out);
+    if (l.has_bias)
+        for (int r = 0; r < rows; r++) out[r] += load(l.bias + panel * LANES);
+}
+
+// Threads that walk through a pass together. Between passes they spin for a little, then sleep.
+class Team {
+    std::vector<std::thread> threads;
+    std::atomic<uint32_t> begun{0}, arrived{0}, generation{0};
+    std::atomic<bool> closing{false};
+    std::function<void(int)> work;
+    static void rest(int turns) {
+        if (turns >= 4096) std::this_thread::yield();
+#if defined(__x86_64__)
+        else __builtin_ia32_pause();
+#endif
+    }
+    void serve(int me) {
+        uint32_t seen = 0;
+        while (true) {
+            for (int turns = 0; begun.load(std::memory_order_acquire) == seen; turns++) {
+                if (turns > 20000) begun.wait(seen);
+                else rest(turns & 4095);
+            }
+            seen++;
+            if (closing) return;
+            work(me);
+            meet();
+        }
+    }
+
+  public:
+    const int size;
+    explicit Team(int n) : size(n) {
+        for (int me = 1; me < n; me++) threads.emplace_back([this, me] { serve(me); });
+    }
+    ~Team() {
+        closing = true;
+        begun++;
+        begun.notify_all();
+        for (auto& thread : threads) thread.join();
+    }
+    void run(std::function<void(int)> what) {
+        work = std::move(what);
+        begun.fetch_add(1, std::memory_order_release);
+        if (size > 1) begun.notify_all();
+        work(0);
+        meet();
+    }
+    void meet() {  // returns once all have come here
+        if (size == 1) return;
+        uint32_t now = generation.load(std::memory_order_acquire);
+        if (arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == uint32_t(size)) {
+            arrived.store(0, std::memory_order_relaxed);
+            generation.store(now + 1, std::memory_order_release);
+            return;
+        }
+        for (int turns = 0; generation.load(std::memory_order_acquire) == now; turns++) rest(turns);
+    }
+    // Thread `me`'s share of `count` things.
+    std::pair<int, int> share(int me, int count) const {
+        return {int(int64_t(count) * me / size), int(int64_t(count) * (me + 1) / size)};
+    }
+};
+
+struct Norm {
+    const float *weight, *bias;  // padded; weight null: no norm here, bias null: none
+};
+struct Layer {
+    Norm attention_norm, mlp_norm, q_norm, k_norm;
+    Linear q, k, v, o, gate, up, down;
+    int32_t window, unused;
+};
+struct Shape {
+    int32_t dim, layers, heads, kv_heads, head_dim, hidden, vocab;
+    int32_t rms, post, activation, gated, rope, causal, kv_bits;
+    int32_t slots, length, tokens, threads;
+    float eps, scale, embedding_scale, head_scale;
+    const Layer* layer;
+    Norm embedding_norm, last_norm;
+    Linear embedding, head;
+    const float *places;     // (length, padded dim) added to the token's vector, or null
+    const float *angles;     // (length, head_dim) cosines of the first half, sines of the second, or null
+};
+
+// (x - mean) / sqrt(variance + eps) * weight + bias; rms: the mean counts as 0 (Zhang & Sennrich 2019).
+static void normalise(const Norm& n, bool rms, float eps, const float* x, float* out, int width) {
+    const int whole = (width + LANES - 1) / LANES;
+    F sum{}, square{};
+    for (int v = 0; v < whole && !rms; v++) sum += load(x + v * LANES);
+    const float mean = total(sum) / width;
+    for (int v = 0; v < whole; v++) {
+        F part = load(x + v * LANES) - mean;
+        if ((v + 1) * LANES > width)
+            for (int i = width - v * LANES; i < LANES; i++) part[i] = 0;
+        square += part * part;
+    }
+    const float factor = 1.0f / std::sqrt(total(square) / width + eps);
+    for (int v = 0; v < whole; v++) {
+        F y = (load(x + v * LANES) - mean) * factor * load(n.weight + v * LANES);
+        if (n.bias) y += load(n.bias + v * LANES);
+        if ((v + 1) * LANES <= width) store(out + v * LANES, y);
+        else memcpy(out + v * LANES, &y, sizeof(float) * (width - v * LANES));  // the next head begins there
+    }
+}
+
+// Keys stand in blocks of 16 places, [block][head_dim][16], so that one register holds a number of 16 keys; values
+// stand place after place. With 8 bits each key and value has a step of its own.
+template <class T>
+struct Cache {
+    int length = 0, head_dim = 0;
+    size_t per_head = 0;
+    std::vector<T> keys, values;
+    std::vector<float> key_steps, value_steps;
+    void make(size_t heads, int places, int dim) {
+        length = (places + LANES - 1) / LANES * LANES, head_dim = dim, per_head = size_t(length) * dim;
+        keys.assign(heads * per_head + 64, 0);
+        values.assign(heads * per_head + 64, 0);
+        if (sizeof(T) == 1) key_steps.assign(heads * length, 0), value_steps.assign(heads * length, 0);
+    }
+    void write(size_t head, int place, const float* k, const float* v) {
+        T* key = keys.data() + head * per_head + size_t(place / LANES) * head_dim * LANES + place % LANES;
+        T* value = values.data() + head * per_head + size_t(place) * head_dim;
+        float k_back = 1, v_back = 1;
+        if (sizeof(T) == 1) {
+            float k_most = 0, v_most = 0;
+            for (int d = 0; d < head_dim; d++)
+                k_most = std::fmax(k_most, std::fabs(k[d])), v_most = std::fmax(v_most, std::fabs(v[d]));
+            key_steps[head * length + place] = k_most / 127, value_steps[head * length + place] = v_most / 127;
+            k_back = k_most > 0 ? 127 / k_most : 0, v_back = v_most > 0 ? 127 / v_most : 0;
+        }
+        for (int d = 0; d < head_dim; d++) {
+            key[size_t(d) * LANES] = sizeof(T) == 1 ? T(std::nearbyint(k[d] * k_back)) : T(k[d]);
+            value[d] = sizeof(T) == 1 ? T(std::nearbyint(v[d] * v_back)) : T(v[d]);
+        }
+    }
+    void copy(size_t from, size_t to, int places) {
+        size_t whole = size_t((places + LANES - 1) / LANES) * LANES;
+        memcpy(&keys[to * per_head], &keys[from * per_head], whole * head_dim * sizeof(T));
+        memcpy(&values[to * per_head], &values[from * per_head], size_t(places) * head_dim * sizeof(T));
+        if (sizeof(T) == 1) {
+            memcpy(&key_steps[to * length], &key_steps[from * length], whole * 4);
+            memcpy(&value_steps[to * length], &value_steps[from * length], size_t(places) * 4);
+        }
+    }
+};
+
+static inline F sixteen(const float* p) { return load(p); }
+static inline F sixteen(const int8_t* p) {
+#if defined(WIDE)
+    return (F)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
+#else
+    F out;
+    for (int i = 0; i < LANES; i++) out[i] = p[i];
+    return out;
+#endif
+}
+
+// What R queries of one head make of the places `from` to each one's `limits`; out and q are R rows `stride` apart.
+template <class T, int R>
+static void look(const Cache<T>& c, size_t head, const float* q, float* out, size_t stride, const int* from,
+                 const int* limits, float scale, std::vector<float>& scores) {
+    const int dim = c.head_dim, first = from[0] / LANES, last = (limits[R - 1] + LANES - 1) / LANES;
+    const int room = (last - first) * LANES;
+    if (scores.size() < size_t(room) * R) scores.resize(size_t(room) * R + 4096);
+    F most[R];
+    for (int r = 0; r < R; r++) most[r] = all(-INFINITY);
+    for (int block = first; block < last; block++) {
+        const T* keys = c.keys.data() + head * c.per_head + size_t(block) * dim * LANES;
+        F even[R], odd[R];
+        for (int r = 0; r < R; r++) even[r] = odd[r] = F{};
+        int d = 0;
+        for (; d + 1 < dim; d += 2) {
+            F one = sixteen(keys + d * LANES), two = sixteen(keys + (d + 1) * LANES);
+            for (int r = 0; r < R; r++) {
+                even[r] += one * q[r * stride + d];
+                odd[r] += two * q[r * stride + d + 1];
+            }
+        }
+        if (d < dim)
+            for (int r = 0; r < R; r++) even[r] += sixteen(keys + d * LANES) * q[r * stride + d];
+        F steps = all(scale);
+        if (sizeof(T) == 1) steps *= load(c.key_steps.data() + head * c.length + block * LANES);
+        for (int r = 0; r < R; r++) {
+            F score = (even[r] + odd[r]) * steps;
+            const int begin = from[r] - block * LANES, end = limits[r] - block * LANES;
+            if (begin > 0 || end < LANES)
+                for (int i = 0; i < LANES; i++)
+                    if (i < begin || i >= end) score[i] = -INFINITY;
+            most[r] = larger(most[r], score);
+            store(scores.data() + size_t(r) * room + (block - first) * LANES, score);
+        }
+    }
+    for (int r = 0; r < R; r++) {
+        const float top = greatest(most[r]);
+        F sum{};
+        float* p = scores.data() + size_t(r) * room;
+        for (int at = 0; at < room; at += LANES) {
+            F score = load(p + at);
+            F e = exponential(score - top);
+            e = score == -INFINITY ? F{} : e;
+            sum += e;
+            if (sizeof(T) == 1) e *= load(c.value_steps.data() + head * c.length + first * LANES + at);
+            store(p + at, e);
+        }
+        const float part = 1.0f / total(sum);
+        const int begin = from[r] - first * LANES, end = limits[r] - first * LANES;
+        for (int d = 0; d < dim; d += 4 * LANES) {
+            const int wide = (dim - d + LANES - 1) / LANES < 4 ? (dim - d + LANES - 1) / LANES : 4;
+            F acc[4] = {};
+            const T* values = c.values.data() + head * c.per_head + size_t(first) * LANES * dim + d;
+            for (int at = begin; at < end; at++)
+                for (int w = 0; w < wide; w++) acc[w] += p[at] * sixteen(values + size_t(at) * dim + w * LANES);
+            for (int w = 0; w < wide; w++)
+                for (int i = 0; i < LANES && d + w * LANES + i < dim; i++)
+                    out[r * stride + d + w * LANES + i] = acc[w][i] * part;
+        }
+    }
+}
+
+struct Call {
+    int n;
+    const int64_t *ids, *slots, *places, *limits;
+    int wanted;
+    const int64_t* which;
+    float* logits;  // (wanted, whole panels of the vocabulary), or null
+    float* states;  // (n, padded dim), or null
+};
+
+struct Model {
+    Shape s;
+    std::vector<Layer> layers;
+    Team team;
+    Rows x, h, q, k, v, mixed, inner, last;
+    Cache<float> wide;
+    Cache<int8_t> narrow;
+    std::vector<std::vector<float>> scores;
+
+    explicit Model(const Shape& shape) : s(shape), layers(shape.layer, shape.layer + shape.layers), team(shape.threads) {
+        for (Rows* rows : {&x, &h}) rows->make(s.tokens, s.dim);
+        for (Rows* rows : {&q, &mixed}) rows->make(s.tokens, s.heads * s.head_dim);
+        for (Rows* rows : {&k, &v}) rows->make(s.tokens, s.kv_heads * s.head_dim);
+        inner.make(s.tokens, s.hidden);
+        last.make(s.tokens, s.dim);
+        scores.resize(s.threads);
+        size_t heads = size_t(s.slots) * (s.causal ? s.layers : 1) * s.kv_heads;
+        if (s.kv_bits == 8) narrow.make(heads, s.length, s.head_dim);
+        else wide.make(heads, s.length, s.head_dim);
+    }
+    size_t head_at(int64_t slot, int layer, int g) const {
+        return (size_t(slot) * (s.causal ? s.layers : 1) + (s.causal ? layer : 0)) * s.kv_heads + g;
+    }
+
+    void embed(int64_t id, int64_t place, float* out) const {
+        const Linear& l = s.embedding;
+        const uint8_t* panel = l.panel(int(id / LANES));
+        const int lane = int(id % LANES), groups = l.groups();
+        for (int k = 0; k < l.in; k++) {
+            const int g = k / GROUP, quad = k % GROUP / 4, j = k % 4;
+            float w;
+            if (l.kind == FLOAT) {
+                w = ((const float*)panel)[size_t(k) * LANES + lane];
+            } else if (l.kind == INT8) {
+                int code = panel[64 + size_t(g) * 512 + quad * 64 + lane * 4 + j];
+                w = float(code - 128) * ((const float*)panel)[lane];
+            } else {
+                int both = panel[size_t(g) * 256 + quad / 2 * 64 + lane * 4 + j];
+                int code = quad % 2 ? both >> 4 : both & 15;
+                float step = steps_of<INT4>(panel, groups, g)[lane];
+                w = l.kind == INT4 ? step * float(code - 8)
+                                   : step * float(code) + halves((const uint16_t*)(panel + size_t(groups) * 288) + g * LANES)[lane];
+            }
+            out[k] = w * s.embedding_scale + (s.places ? s.places[size_t(place) * padded(s.dim) + k] : 0.0f);
+        }
+        if (s.embedding_norm.weight) normalise(s.embedding_norm, s.rms, s.eps, out, out, s.dim);
+    }
+
+    // out (rows, width) = l(in), panels shared among the threads; `add`: onto what stands there.
+    void product(const Linear& l, const Rows& in, int n, float* out, size_t width, bool add, int from, int to) {
+        F got[TILE];
+        for (int panel = from; panel < to; panel++)
+            for (int first = 0; first < n; first += TILE) {
+                const int rows = n - first < TILE ? n - first : TILE;
+                sums(l, panel, in, first, rows, got);
+                for (int r = 0; r < rows; r++) {
+                    float* at = out + size_t(first + r) * width + panel * LANES;
+                    store(at, add ? load(at) + got[r] : got[r]);
+                }
+            }
+    }
+
+    // Rows [from, to) of `in` made ready for products: normalised into h, or in place where norms come behind.
+    void prepare(const Norm* norm, int from, int to) {
+        for (int r = from; r < to; r++) {
+            if (s.post) {
+                if (norm) normalise(*norm, s.rms, s.eps, x.row(r), x.row(r), s.dim);
+                memcpy(h.row(r), x.row(r), sizeof(float) * x.width);
+            } else {
+                normalise(*norm, s.rms, s.eps, x.row(r), h.row(r), s.dim);
+            }
+            h.round(r, 0, h.width);
+        }
+    }
+
+    void turn(float* head, const Norm& norm, int64_t place) const {
+        if (norm.weight) normalise(norm, true, s.eps, head, head, s.head_dim);
+        if (!s.angles) return;
+        const int half = s.head_dim / 2;
+        const float* cosines = s.angles + size_t(place) * s.head_dim;
+        const float* sines = cosines + half;
+        for (int d = 0; d < half; d++) {
+            const float a = head[d], b = head[d + half];
+            head[d] = a * cosines[d] - b * sines[d];
+            head[d + half] = b * cosines[d] + a * sines[d];
+        }
+    }
+
+    template <class T>
+    void attend(Cache<T>& cache, const Call& c, int layer, int from, int to, std::vector<float>& room) {
+        const int window = layers[layer].window, per = s.heads / s.kv_heads;
+        for (int task = from; task < to; task++) {  // all rows of a head stand together
+            const int head = task / c.n, row = task % c.n;
+            const size_t at = head_at(c.slots[row], layer, head / per);
+            int rows = 1;  // neighbours of one slot share the keys that are loaded
+            while (rows < 4 && task + rows < to && row + rows < c.n && c.slots[row + rows] == c.slots[row]) rows++;
+            rows = rows == 4 ? 4 : 1;
+            int begins[4], limits[4];
+            for (int r = 0; r < rows; r++) {
+                limits[r] = int(c.limits[row + r]);
+                begins[r] = window > 0 && limits[r] > window ? limits[r] - window : 0;
+            }
+            const float* query = q.row(row) + head * s.head_dim;
+            float* out = mixed.row(row) + head * s.head_dim;
+            if (rows == 4) look<T, 4>(cache, at, query, out, q.width, begins, limits, s.scale, room);
+            else look<T, 1>(cache, at, query, out, q.width, begins, limits, s.scale, room);
+            task += rows - 1;
+        }
+    }
+
+    void block(const Call& c, int number, int me) {
+        const Layer& l = layers[number];
+        const Layer* before = number ? &layers[number - 1] : nullptr;
+        auto [row0, row1] = team.share(me, c.n);
+        prepare(s.post ? (before ? &before->mlp_norm : nullptr) : &l.attention_norm, row0, row1);
+        team.meet();
+        const int qp = l.q.panels(), kp = l.k.panels(), vp = l.v.panels();
+        auto [p0, p1] = team.share(me, qp + kp + vp);
+        auto within = [](int at, int most) { return at < 0 ? 0 : at > most ? most : at; };
+        product(l.q, h, c.n, q.values.data(), q.width, false, within(p0, qp), within(p1, qp));
+        product(l.k, h, c.n, k.values.data(), k.width, false, within(p0 - qp, kp), within(p1 - qp, kp));
+        product(l.v, h, c.n, v.values.data(), v.width, false, within(p0 - qp - kp, vp), within(p1 - qp - kp, vp));
+        team.meet();
+        for (int r = row0; r < row1; r++) {
+            for (int i = 0; i < s.heads; i++) turn(q.row(r) + i * s.head_dim, l.q_norm, c.places[r]);
+            for (int g = 0; g < s.kv_heads; g++) {
+                float* key = k.row(r) + g * s.head_dim;
+                turn(key, l.k_norm, c.places[r]);
+                const size_t at = head_at(c.slots[r], number, g);
+                if (s.kv_bits == 8) narrow.write(at, int(c.places[r]), key, v.row(r) + g * s.head_dim);
+                else wide.write(at, int(c.places[r]), key, v.row(r) + g * s.head_dim);
+            }
+        }
+        team.meet();
+        auto [t0, t1] = team.share(me, c.n * s.heads);
+        if (s.kv_bits == 8) attend(narrow, c, number, t0, t1, scores[me]);
+        else attend(wide, c, number, t0, t1, scores[me]);
+        team.meet();
+        for (int r = row0; r < row1; r++) mixed.round(r, 0, mixed.width);
+        team.meet();
+        auto [o0, o1] = team.share(me, l.o.panels());
+        product(l.o, mixed, c.n, x.values.data(), x.width, true, o0, o1);
+        team.meet();
+        prepare(s.post ? &l.attention_norm : &l.mlp_norm, row0, row1);
+        team.meet();
+        perceive(l, c.n, me);
+        team.meet();
+        auto [d0, d1] = team.share(me, l.down.panels());
+        product(l.down, inner, c.n, x.values.data(), x.width, true, d0, d1);
+        team.meet();
+    }
+
+    void perceive(const Layer& l, int n, int me) {  // inner = act(gate) * up, rounded where it is made
+        const int panels = l.up.panels();
+        auto [g0, g1] = team.share(me, (panels + 1) / 2);
+        F up[TILE], gate[TILE];
+        for (int pair = g0; pair < g1; pair++)
+            for (int first = 0; first < n; first += TILE) {
+                const int rows = n - first < TILE ? n - first : TILE;
+                for (int panel = 2 * pair; panel < 2 * pair + 2 && panel < panels; panel++) {
+                    sums(l.up, panel, h, first, rows, up);
+                    if (s.gated) sums(l.gate, panel, h, first, rows, gate);
+                    for (int r = 0; r < rows; r++) {
+                        F y = s.gated ? activate(s.activation, gate[r]) * up[r] : activate(s.activation, up[r]);
+                        store(inner.row(first + r) + panel * LANES, y);
+                    }
+                }
+                for (int r = 0; r < rows; r++) inner.round(first + r, pair * GROUP, (pair + 1) * GROUP);
+            }
+    }
+
+    void pass(const Call& c, int me) {
+        auto [row0, row1] = team.share(me, c.n);
+        for (int r = row0; r < row1; r++) embed(c.ids[r], c.places[r], x.row(r));
+        for (int layer = 0; layer < s.layers; layer++) block(c, layer, me);
+        const Norm& norm = s.post ? layers.back().mlp_norm : s.last_norm;
+        if (c.states)
+            for (int r = row0; r < row1; r++) normalise(norm, s.rms, s.eps, x.row(r), c.states + size_t(r) * x.width, s.dim);
+        if (!c.logits) return;
+        auto [w0, w1] = team.share(me, c.wanted);
+        for (int w = w0; w < w1; w++) {
+            normalise(norm, s.rms, s.eps, x.row(int(c.which[w])), last.row(w), s.dim);
+            if (s.head_scale != 1.0f)
+                for (int d = 0; d < s.dim; d++) last.row(w)[d] *= s.head_scale;
+            last.round(w, 0, last.width);
+        }
+        team.meet();
+        auto [p0, p1] = team.share(me, s.head.panels());
+        product(s.head, last, c.wanted, c.logits, size_t(s.head.panels()) * LANES, false, p0, p1);
+    }
+};
+
+extern "C" {
+size_t packed_bytes(int32_t kind, int32_t in, int32_t out) {
+    Linear l{kind, in, out, 0, nullptr, nullptr};
+    return l.bytes() * l.panels();
+}
+// codes: float32 (out, in), int8 (out, in), or two 4-bit codes a byte (out, in / 2), even inputs in the low halves.
+// steps: float32 (out,) for 8 bits, else float16 (out, in / 32); lows: float16 (out, in / 32).
+void pack(int32_t kind, int32_t in, int32_t out, const void* codes, const void* steps, const void* lows, uint8_t* data) {
+    Linear l{kind, in, out, 0, data, nullptr};
+    const int groups = in / GROUP;
+    memset(data, 0, l.bytes() * l.panels());
+    for (int o = 0; o < l.panels() * LANES; o++) {
+        uint8_t* panel = data + l.bytes() * (o / LANES);
+        const int lane = o % LANES;
+        const bool there = o < out;
+        if (kind == FLOAT) {
+            for (int k = 0; there && k < in; k++) ((float*)panel)[size_t(k) * LANES + lane] = ((const float*)codes)[size_t(o) * in + k];
+            continue;
+        }
+        if (kind == INT8) {
+            if (there) ((float*)panel)[lane] = ((const float*)steps)[o];
+            for (int k = 0; k < in; k++)
+                panel[64 + size_t(k / GROUP) * 512 + k % GROUP / 4 * 64 + lane * 4 + k % 4] =
+                    there ? uint8_t(((const int8_t*)codes)[size_t(o) * in + k] + 128) : 128;
+            continue;
+        }
+        for (int k = 0; there && k < in; k++) {
+            const int both = ((const uint8_t*)codes)[size_t(o) * (in / 2) + k / 2], code = k % 2 ? both >> 4 : both & 15;
+            const int quad = k % GROUP / 4;
+            panel[size_t(k / GROUP) * 256 + quad / 2 * 64 + lane * 4 + k % 4] |= uint8_t(quad % 2 ? code << 4 : code);
+        }
+        for (int g = 0; there && g < groups; g++) {
+            ((uint16_t*)(panel + size_t(groups) * 256))[g * LANES + lane] = ((const uint16_t*)steps)[size_t(o) * groups + g];
+            if (kind == INT4_LOWS)
+                ((uint16_t*)(panel + size_t(groups) * 288))[g * LANES + lane] = ((const uint16_t*)lows)[size_t(o) * groups + g];
+        }
+    }
+}
+void* model_new(const Shape* shape) { return new Model(*shape); }
+void model_free(void* model) { delete (Model*)model; }
+void model_copy(void* model, int64_t source, int64_t target, int32_t places) {
+    Model& m = *(Model*)model;
+    for (int layer = 0; layer < m.s.layers; layer++)
+        for (int g = 0; g < m.s.kv_heads; g++) {
+            size_t from = m.head_at(source, layer, g), to = m.head_at(target, layer, g);
+            if (m.s.kv_bits == 8) m.narrow.copy(from, to, places);
+            else m.wide.copy(from, to, places);
+        }
+}
+void model_run(void* model, const Call* call) {
+    Model& m = *(Model*)model;
+    m.team.run([&](int me) { m.pass(*call, me); });
+}
+}
