@@ -35,7 +35,7 @@ def library(*more: str) -> ctypes.CDLL:
     version = _said([compiler, "--version"])
     # -march=native: the same file serves no other processor
     key = hashlib.sha256(
-        "\0".join((SOURCE.read_text(), version, *FLAGS, *more, _processor())).encode()
+        "\0".join((SOURCE.read_text(encoding="utf-8"), version, *FLAGS, *more, _processor())).encode()
     ).hexdigest()
     built = Path.home() / ".cache" / "langmill" / "native" / f"{key[:32]}.so"
     if not built.exists():
@@ -52,7 +52,15 @@ def library(*more: str) -> ctypes.CDLL:
 
 def _said(command: list[str]) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=True)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=_SECONDS,
+            check=True,
+        )
     except (OSError, subprocess.SubprocessError) as reason:
         lines = str(getattr(reason, "stderr", "") or reason).strip().splitlines()
         raise NotBuilt(f"{command[0]} failed: {lines[0] if lines else reason}") from None
