@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from langmill.common.errors import ModelError, SettingsError, UsageError
 from langmill.families.folder import load_model
-from langmill.infer.generate import Clip, _seen, generate, generate_ids, generate_pieces
+from langmill.infer.generate import _seen, generate, generate_ids, generate_pieces
 from langmill.infer.sampling import Sampling
+from langmill.infer.text import Clip
 from langmill.model.config import Head, LSTMConfig, ModelConfig, StackConfig, Tokens
 from langmill.model.init import init_
 from langmill.model.recurrent import LSTM

@@ -12,7 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from langmill.infer import native, native_build
+from langmill.infer.engine import Engine
+from langmill.infer.generate import generate_ids
 from langmill.infer.native import NativeRunner, refusal
+from langmill.infer.request import Request
+from langmill.infer.sampling import Sampling
 from langmill.model.config import (
     Head,
     Learned,
@@ -233,3 +237,23 @@ def test_without_a_compiler_the_reason_is_said(monkeypatch: pytest.MonkeyPatch) 
         assert refusal(made(LLAMA)) == "there is no C++ compiler here (no-such-compiler)"
     finally:
         native_build.library.cache_clear()
+
+
+def test_the_engine_writes_the_same_over_it() -> None:
+    model = made(LLAMA)
+    prompts = [ids(n, n).tolist() for n in (3, 30, 11, 7, 19)]
+    alone = [
+        [token.id for step in generate_ids(model, [prompt], Sampling(max_new_tokens=12)) for token in step]
+        for prompt in prompts
+    ]
+    engine = Engine(NativeRunner(model, 3, LENGTH, tokens=16, threads=2), pass_tokens=16)
+    numbers = [
+        engine.submit(Request(prompt, Sampling(max_new_tokens=12), stop_ids=frozenset()))
+        for prompt in prompts
+    ]
+    found: dict[int, list[int]] = {number: [] for number in numbers}
+    while not engine.idle:
+        for event in engine.step():
+            found[event.request] += event.ids
+    assert [found[number] for number in numbers] == alone
+    assert not any(engine.accounting().values())

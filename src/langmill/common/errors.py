@@ -8,6 +8,7 @@
       ModelError           exit 1   a model folder, file or shape cannot be used
       CheckpointError      exit 1   a checkpoint is missing, damaged or of another run
       TrainingError        exit 1   a run cannot go on (non-finite loss, no memory, full disk)
+      QueueFull            exit 1   the engine has too much to do for one more request
       Interrupted          exit 130 Ctrl-C (or 143, SIGTERM): the state was saved first
 
 The command line prints the message as one sentence and leaves with `exit_code`; a traceback
@@ -63,6 +64,10 @@ class CheckpointError(LangmillError):
 
 class TrainingError(LangmillError):
     """A training run that cannot go on."""
+
+
+class QueueFull(LangmillError):
+    """More waits in the engine than may: the same request can succeed later."""
 
 
 class Interrupted(LangmillError):

@@ -19,6 +19,7 @@ from langmill.common.errors import ModelError, SettingsError, UsageError
 from langmill.families.folder import Model
 from langmill.infer.past import Past
 from langmill.infer.sampling import Sampling, sample, streams
+from langmill.infer.text import Writer
 from langmill.model.config import ModelConfig
 from langmill.text.tokenizer import Tokenizer
 
@@ -45,41 +46,6 @@ class Piece(NamedTuple):
     text: str
 
 
-class Clip:
-    """Passes text on up to the first stop text, holding back whatever may be the start of one.
-
-    Of several stop texts the one that is complete first counts, so that the result does not depend on
-    where the text was cut into pieces.
-    """
-
-    def __init__(self, stop: Sequence[str]):
-        self.stop = stop
-        self.held = ""
-        self.stopped = False
-
-    def push(self, text: str) -> str:
-        """The text that can be shown after `text` has arrived."""
-        self.held += text
-        ends = [(at + len(stop), at) for stop in self.stop if (at := self.held.find(stop)) >= 0]
-        if ends:
-            self.stopped = True
-            shown, self.held = self.held[: min(ends)[1]], ""
-            return shown
-        keep = max((_overlap(self.held, stop) for stop in self.stop), default=0)
-        shown, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
-        return shown
-
-    def flush(self) -> str:
-        """What was held back, where nothing follows any more."""
-        shown, self.held = self.held, ""
-        return shown
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` with which `stop` begins."""
-    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
-
-
 @torch.inference_mode()
 def generate_ids(
     model: Model,
@@ -101,7 +67,7 @@ def generate_ids(
     Raises ModelError for a prompt that is empty, longer than the model's positions, or of foreign ids.
     """
     limits = room(model, prompts, sampling.max_new_tokens)
-    device = model.head_weight.device
+    device = next(model.parameters()).device
     rows = list(range(len(prompts)))
     if not rows:
         return
@@ -182,25 +148,6 @@ def _seen(tokens_BT: Tensor, lengths_B: Tensor, vocabulary: int) -> Tensor:
     )
 
 
-class _Writer:
-    """One row's ids on their way to text."""
-
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]):
-        self.stream, self.clip = tokenizer.stream(), Clip(stop)
-        self.ready = ""
-
-    def ended(self, token: int) -> bool:
-        self.ready = self.clip.push(self.stream.push(token))
-        return self.clip.stopped
-
-    def piece(self, token: Token) -> Piece:
-        text, self.ready = self.ready, ""
-        if token.finish and not self.clip.stopped:
-            text += self.clip.push(self.stream.flush())
-            text += self.clip.flush()
-        return Piece(*token, text)
-
-
 def generate_pieces(
     model: Model,
     tokenizer: Tokenizer,
@@ -210,13 +157,13 @@ def generate_pieces(
     past: Past | None = None,
 ) -> Iterator[list[Piece]]:
     """`generate_ids` with each row's text: whole characters only, never a stop text or a stop id's text."""
-    writers = [_Writer(tokenizer, sampling.stop) for _ in prompts]
+    writers = [Writer(tokenizer, sampling.stop) for _ in prompts]
 
     def ended(row: int, token: int) -> bool:
         return writers[row].ended(token)
 
     for step in generate_ids(model, prompts, sampling, tokenizer.stop_ids, ended, numbers, past):
-        yield [writers[token.row].piece(token) for token in step]
+        yield [Piece(*token, writers[token.row].take(token.finish is not None)) for token in step]
 
 
 def generate(

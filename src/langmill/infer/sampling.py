@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from langmill.common.errors import ModelError, SettingsError
@@ -81,8 +82,8 @@ def streams(seed: int, prompts: Sequence[Sequence[int]]) -> list[random.Random]:
     return made
 
 
-def penalise(logits_BV: Tensor, seen_BV: Tensor, penalty: float) -> Tensor:
-    """The CTRL repetition penalty on the tokens that `seen_BV` (bool) marks."""
+def penalise(logits_BV: Tensor, seen_BV: Tensor, penalty: float | Tensor) -> Tensor:
+    """The CTRL repetition penalty, one number or (B, 1), on the tokens that `seen_BV` (bool) marks."""
     less_BV = torch.where(logits_BV < 0, logits_BV * penalty, logits_BV / penalty)
     return torch.where(seen_BV, less_BV, logits_BV)
 
@@ -153,3 +154,35 @@ def sample(
     if sampling.min_p:
         scores_BV = keep_min_p(scores_BV, sampling.min_p)
     return draw(scores_BV, rows)
+
+
+def choose(
+    logits_BV: Tensor, samplings: Sequence[Sampling], rows: Sequence[random.Random]
+) -> tuple[list[int], list[bool]]:
+    """The next id of each row as its own sampling says, and whether the row's logits are finite numbers.
+
+    The id of a row where they are not means nothing. One call serves all greedy rows, and one those that sample alike.
+    Penalties are left to the caller, who knows what each row has seen.
+    """
+    best_B, ids_B = logits_BV.max(-1)
+    ids, finite = ids_B.tolist(), best_B.isfinite().tolist()
+    alike: dict[tuple[float, ...], list[int]] = {}
+    for row, s in enumerate(samplings):
+        if s.temperature and finite[row]:
+            alike.setdefault((s.temperature, s.top_k, s.top_p, s.min_p), []).append(row)
+    for group in alike.values():
+        drawn_B = sample(logits_BV[group], samplings[group[0]], None, [rows[row] for row in group])
+        for row, id in zip(group, drawn_B.tolist(), strict=True):
+            ids[row] = id
+    return ids, finite
+
+
+def allowed(mask: NDArray[np.bool_] | NDArray[np.int32] | Tensor, vocab: int) -> Tensor:
+    """(V,) True at the ids that a constraint's mask allows: a bool an id, or a bit an id, 32 in an integer, the lowest
+    first. What lies beyond the mask is forbidden."""
+    given = np.asarray(mask).reshape(-1)
+    if given.dtype != np.bool_:
+        given = np.unpackbits(given.astype("<u4").view(np.uint8), bitorder="little").view(np.bool_)
+    flags = np.zeros(vocab, np.bool_)
+    flags[: len(given)] = given[:vocab]
+    return torch.from_numpy(flags)

@@ -1,0 +1,86 @@
+"""The next token of each request from its logits: penalty, constraint, then greedy or drawn.
+
+B requests, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from langmill.infer.request import Likely, Live
+from langmill.infer.sampling import allowed, choose, penalise
+
+
+class Pick(NamedTuple):
+    """The next id, or the reason why there is none."""
+
+    id: int
+    problem: str | None
+    likely: Likely | None
+
+
+@torch.inference_mode()
+def pick(lives: Sequence[Live], logits_BV: Tensor) -> list[Pick]:
+    """One `Pick` a request; logits_BV may be changed. What one request's logits or constraint do to it does not touch
+    the others."""
+    # before anything below changes them
+    logs = {
+        row: logits_BV[row].log_softmax(-1)
+        for row, live in enumerate(lives)
+        if live.request.logprobs is not None
+    }
+    _penalise(lives, logits_BV)
+    problems = _constrain(lives, logits_BV)
+    ids, finite = choose(
+        logits_BV, [live.request.sampling for live in lives], [live.numbers for live in lives]
+    )
+    picks = []
+    for row, live in enumerate(lives):
+        problem = problems.get(row)
+        if problem is None and not finite[row]:
+            problem = (
+                "the model's logits are not finite numbers (NaN or infinite): its weights are damaged or overflow in "
+                "this number type; try float32"
+            )
+        told = logs.get(row) if problem is None else None
+        likely = None if told is None else _likely(told, ids[row], live.request.logprobs or 0)
+        picks.append(Pick(ids[row], problem, likely))
+    return picks
+
+
+def _penalise(lives: Sequence[Live], logits_BV: Tensor) -> None:
+    penalised = [(row, live) for row, live in enumerate(lives) if live.seen_V is not None]
+    if penalised:
+        rows = [row for row, _ in penalised]
+        seen_BV = torch.stack([live.seen_V for _, live in penalised if live.seen_V is not None])
+        by_B = torch.tensor([live.request.sampling.repetition_penalty for _, live in penalised])
+        logits_BV[rows] = penalise(logits_BV[rows], seen_BV, by_B[:, None])
+
+
+def _constrain(lives: Sequence[Live], logits_BV: Tensor) -> dict[int, str]:
+    """Forbid what constraints do not allow; the rows that cannot go on, with the reason."""
+    problems = {}
+    for row, live in enumerate(lives):
+        if live.request.constraint is None:
+            continue
+        try:
+            mask = live.request.constraint.mask()
+            if mask is None:
+                continue
+            allowed_V = allowed(mask, logits_BV.shape[1])
+        except Exception as error:  # it was given with the request: whatever it does ends that request alone
+            problems[row] = f"the request's constraint failed: {type(error).__name__}: {error}"
+            continue
+        if not bool(allowed_V.any()):
+            problems[row] = "the request's constraint allows no token here"
+        logits_BV[row].masked_fill_(~allowed_V, -torch.inf)
+    return problems
+
+
+def _likely(logs_V: Tensor, id: int, count: int) -> Likely:
+    best = logs_V.topk(min(count, len(logs_V)))
+    return Likely(float(logs_V[id]), list(zip(best.indices.tolist(), best.values.tolist(), strict=True)))
