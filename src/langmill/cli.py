@@ -65,7 +65,12 @@ COMMANDS = (
         "finetune", "jobs.finetune", "Teach a model: from conversations, labels, answers, pairs.",
         "FinetuneSettings", ("model",), preview="jobs.finetune:preview",
     ),
+    Command(
+        "compress", "jobs.compress", "A model in 8 or 4 bits.", "CompressSettings", ("model",),
+        preview="jobs.compress:preview",
+    ),
     Command("merge", "jobs.merge", "An adapter and its model to one model.", "MergeSettings", ("adapter",)),
+    Command("export", "jobs.export", "A model for other tools: GGUF or plain weights.", "ExportSettings", ("model",)),
     Command("generate", "apps.generate", "A model writes on from a prompt.", "GenerateSettings", ("model", "prompt")),
     Command("chat", "apps.chat", "Talk with a model in the terminal.", "ChatSettings", ("model",)),
     Command("classify", "apps.classify", "Label texts, as taught or zero-shot.", "ClassifySettings", ("model", "text")),

@@ -11,8 +11,10 @@ from typing import Literal
 
 from pydantic import Field
 
+from langmill.common.compress_settings import CompressSettings as CompressSettings
 from langmill.common.data_settings import DataSettings as DataSettings
 from langmill.common.evaluate_settings import EvaluateSettings as EvaluateSettings
+from langmill.common.export_settings import ExportSettings as ExportSettings
 from langmill.common.setting import Count as Count
 from langmill.common.setting import Device as Device
 from langmill.common.setting import SampleBytes as SampleBytes
@@ -136,6 +138,11 @@ class TaskSettings(Settings):
     )
     source: str = Field("source", description="translate: the field, or the language, to translate from")
     target: str = Field("target", description="translate: the field, or the language, to translate to")
+    check_languages: bool = Field(
+        True,
+        description="translate: leave out rows with a side that is plainly in another language than its name (en, de, "
+        "zh, …) says; extra: data tells languages of one script apart",
+    )
     pool: Literal["mean", "first", "last"] = Field(
         "mean", description="embed: how a text's tokens become one vector"
     )

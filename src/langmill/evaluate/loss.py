@@ -124,7 +124,7 @@ def _row_losses(model: Model, batch: Sequence[Window]) -> list[float]:
 
     Rows are padded on the right, where a causal model's real tokens do not look.
     """
-    device = model.head_weight.device
+    device = next(model.parameters()).device
     tokens_BT = pad_sequence([inputs_T for _, inputs_T, _ in batch], batch_first=True).to(device)
     lengths = [len(targets_T) for _, _, targets_T in batch]
     targets_N = torch.cat([targets_T for _, _, targets_T in batch]).to(device)

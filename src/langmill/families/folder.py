@@ -19,7 +19,7 @@ from torch import Tensor
 
 from langmill.common.errors import ModelError
 from langmill.common.files import atomic_folder, write_json
-from langmill.families import family, modules, weights
+from langmill.families import family, modules, quantised, weights
 from langmill.model.config import Config, LSTMConfig, ModelConfig
 from langmill.model.recurrent import LSTM
 from langmill.model.transformer import Transformer
@@ -84,11 +84,7 @@ def load_model(path: Path, dtype: torch.dtype = torch.float32) -> Model:
     """The model of a folder, without its tokenizer, ready for use (in evaluation mode)."""
     theirs = read_config(path / "config.json")
     kind = family(theirs.get("model_type"), path / "config.json")
-    if method := theirs.get("quantization_config"):
-        method = method.get("quant_method") if isinstance(method, dict) else method
-        raise ModelError(
-            f"{path}: its weights are quantised ({method}); take the model before that, or a .gguf file"
-        )
+    quantised.check(theirs, path)
     files = _files(path)
     try:
         handles = [safe_open(file, framework="pt") for file in files]
@@ -133,7 +129,8 @@ def assemble(
         model: Model = LSTM(config) if isinstance(config, LSTMConfig) else Transformer(config)
     again = isinstance(config, ModelConfig) and model.head is None  # the tied matrix stored twice
     ignored = (*kind.IGNORED, re.escape(kind.HEAD)) if again else kind.IGNORED
-    weights.load(model, kind.rules(config), names, read, ignored, where, dtype)
+    fill = quantised.load if theirs.get("quantization_config") else weights.load
+    fill(model, kind.rules(config), names, read, ignored, where, dtype)
     return model.eval()
 
 
@@ -167,10 +164,12 @@ def save(
     if tokenizer is not None:
         check_match(model.config, tokenizer, folder)
         theirs |= _special_ids(tokenizer)
-    dtype = model.tokens.weight.dtype
+    theirs |= quantised.described(model, kind)
+    dtype = next(model.parameters()).dtype
     theirs |= {"dtype": str(dtype).removeprefix("torch."), "torch_dtype": str(dtype).removeprefix("torch.")}
     with atomic_folder(Path(folder), replace=replace) as fresh:
         _write_weights(_named(model, kind), fresh)
+        quantised.write_own(model, fresh)
         _json(fresh / "config.json", theirs)
         if tokenizer is not None:
             tokenizer.save(fresh)
@@ -194,11 +193,17 @@ def export_config(config: Config) -> tuple[dict[str, Any], Any]:
 
 
 def check_match(config: Config, tokenizer: Tokenizer, where: object) -> None:
-    """Refuse a tokenizer whose ids the model does not have."""
+    """Refuse a tokenizer whose ids the model does not have, or which leaves out the eos that texts are scored by."""
     if tokenizer.vocab_size > config.vocab:
         raise ModelError(
             f"{where}: the tokenizer has {tokenizer.vocab_size} entries and the model {config.vocab}: "
             "they do not belong together"
+        )
+    by_end = isinstance(config, ModelConfig) and config.rereads
+    if by_end and tokenizer.frame.single.ids[-1][-1:] != (tokenizer.eos_id,):
+        raise ModelError(
+            f"{where}: the model scores a text by its last token, eos, and the tokenizer does not put one there: take "
+            "an encoder such as BERT, or a decoder"
         )
 
 
@@ -257,7 +262,7 @@ def _name(kind: Any, key: str) -> str:
 
 def _named(model: Model, kind: Any) -> dict[str, Tensor]:
     """The tensors under their foreign names, which for a body without a head have no prefix."""
-    state, config = weights.save(model, kind.rules(model.config)), model.config
+    state, config = quantised.named(model, kind.rules(model.config)), model.config
     if isinstance(config, ModelConfig) and (config.head is None or config.head.outputs == 0):
         return {name.removeprefix(kind.PREFIX): tensor for name, tensor in state.items()}
     return state

@@ -31,6 +31,10 @@ ENDS = frozenset(
     "<\uff5cend\u2581of\u2581sentence\uff5c>".split()
 )
 BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
+# What only files written here say: a normal form other than the one that the pre-tokenizer's name stands for ("none":
+# none), and whether bos begins a plain text where llama.cpp is told not to add it, since it does not begin a chat.
+NORMALIZER, ADD_BOS = "langmill.tokenizer.normalizer", "langmill.tokenizer.add_bos_token"
+FORMS = ("none", "NFC", "NFD", "NFKC", "NFKD")
 
 
 def build(metadata: Mapping[str, Any], where: Path, pre: str | None = None) -> Tokenizer | None:
@@ -125,8 +129,11 @@ def _byte_level(
         if token and kind != UNUSED
     }
     backend = Backend(models.BPE(vocab=vocab, merges=pairs, ignore_merges=bool(entry.get("whole"))))
-    if entry.get("normalizer"):
-        backend.normalizer = getattr(normalizers, entry["normalizer"])()
+    form = scalar(metadata, NORMALIZER, where, entry.get("normalizer", "none"))
+    if form not in FORMS:
+        raise ModelError(f"{where}: {NORMALIZER} is {form!r}; known are {', '.join(FORMS)}")
+    if form != "none":
+        backend.normalizer = getattr(normalizers, form)()
     cuts = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns]
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [*cuts, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
@@ -220,7 +227,8 @@ def _finish(
     backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
     backend.add_tokens([AddedToken(token, normalized=False) for token in defined])
     bos, eos, pad = ids["bos"], ids["eos"], ids["padding"]
-    add_bos = bool(scalar(metadata, "tokenizer.ggml.add_bos_token", where, add_bos)) and bos is not None
+    add_bos = scalar(metadata, "tokenizer.ggml.add_bos_token", where, add_bos)
+    add_bos = bool(scalar(metadata, ADD_BOS, where, add_bos)) and bos is not None
     if add_bos and bos is not None:
         backend.post_processor = processors.TemplateProcessing(
             [tokens[bos], "$A"], special_tokens=[(tokens[bos], bos)]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from langmill.common.errors import ModelError
 from langmill.families.folder import Model, check_match, check_names, export_config, load, read_config
-from langmill.model.layers import Int4Linear, LoRA
+from langmill.model.layers import Int4Linear, Int8Linear, LoRA
 from langmill.model.replace import replace
 from langmill.text.tokenizer import Tokenizer
 
@@ -48,7 +48,9 @@ def places(model: Model) -> list[Place]:
     """Where adapters can stand: the linear layers of the stack, by both names."""
     kind = export_config(model.config)[1]
     linear = {
-        name for name, layer in model.named_modules() if isinstance(layer, nn.Linear | Int4Linear | LoRA)
+        name
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear | Int4Linear | Int8Linear | LoRA)
     }
     found = []
     for r in kind.rules(model.config):

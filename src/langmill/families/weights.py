@@ -82,7 +82,7 @@ def load(
         theirs = read(r.theirs)
         if not theirs.is_floating_point():
             raise ModelError(
-                f"{where}: tensor {r.theirs} holds {theirs.dtype}: quantised weights are read from GGUF files only"
+                f"{where}: tensor {r.theirs} holds {theirs.dtype}; rounded ones need GGUF or a quantization_config"
             )
         parts = _split(theirs, r, [shapes[name] for name in r.ours], where)
         for name, part in zip(r.ours, parts, strict=True):

@@ -77,7 +77,7 @@ def beam_search(
         )
     if not sources:
         return []
-    device = model.tokens.weight.device
+    device = model.main.like.device
     tokens_BS = torch.zeros(len(sources), longest, dtype=torch.long, device=device)
     documents_BS = torch.zeros_like(tokens_BS, dtype=torch.int32)
     for row, ids in enumerate(sources):

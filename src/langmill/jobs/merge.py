@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from langmill.common.errors import ModelError
-from langmill.common.files import claim_out
+from langmill.common.files import claimed
 from langmill.common.metrics import Report
 from langmill.common.settings import MergeSettings
 from langmill.families.folder import save
@@ -20,10 +20,10 @@ def run(settings: MergeSettings, *, quiet: bool = False) -> Report:
     folder: Path = resolve(settings.adapter)
     if not is_adapter(folder):
         raise ModelError(f"{settings.adapter} holds no adapter_config.json: give the folder of an adapter")
-    claim_out(settings.out, force=settings.force, inputs=[settings.adapter, settings.base])
-    model, tokenizer = load_adapted(folder, settings.base, torch.float32, "cpu")
-    layers = merge(model)
-    save(model, tokenizer, settings.out)
+    with claimed(settings.out, force=settings.force, inputs=[settings.adapter, settings.base]):
+        model, tokenizer = load_adapted(folder, settings.base, torch.float32, "cpu")
+        layers = merge(model)
+        save(model, tokenizer, settings.out)
     words = (
         f'{settings.out}: {len(layers)} layers merged\nnext: langmill generate {settings.out} --chat "Hello"'
     )

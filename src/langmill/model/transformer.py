@@ -20,6 +20,7 @@ from langmill.model.attend import Masks, document_positions
 from langmill.model.blocks import ACTIVATIONS, Block, norm_of
 from langmill.model.cache import Cache
 from langmill.model.config import Head, Learned, ModelConfig, Relative, Rope, Sinusoidal, StackConfig, Tokens
+from langmill.model.layers import ROUNDED
 from langmill.model.pool import pooled
 from langmill.model.positions import relative_buckets, rotary, sinusoids
 
@@ -177,10 +178,16 @@ class Transformer(nn.Module):
         types_BT: the segment of each token, 0 by default. cache: from `new_cache`; then tokens_BT continue what it
         holds. lengths_B: real tokens of each row where the rows are padded on the right.
         encoder_tokens (B, S) with the rest of its name, or `memory` that `encode` made of them: what a decoder with
-        cross-attention writes about; document n reads document n. ModelError where learned positions run out.
+        cross-attention writes about; document n reads document n. Without them a model that scores whole texts reads
+        tokens_BT on both sides (see `ModelConfig.rereads`). ModelError where learned positions run out.
         """
         if self.decoder is None:
             return self.encode(tokens_BT, documents_BT, positions_BT, types_BT).states_BSD
+        if self.config.rereads and memory is None and encoder_tokens is None:
+            encoder_tokens, encoder_documents, encoder_positions = tokens_BT, documents_BT, positions_BT
+            places_BT = self._places(tokens_BT, documents_BT, None) if positions_BT is None else positions_BT
+            assert self.config.input.start is not None
+            tokens_BT = torch.where(places_BT == 0, self.config.input.start, tokens_BT.roll(1, dims=1))
         if memory is None and encoder_tokens is not None:
             memory = self.encode(encoder_tokens, encoder_documents, encoder_positions)
         if (memory is None) == (self.encoder is not None):
@@ -244,6 +251,10 @@ class Transformer(nn.Module):
         if self._scored().outputs == 0:
             return hidden
         bias = self.head_bias
+        matrix: Any = self.tokens if self.head is None else self.head
+        if isinstance(matrix, ROUNDED):  # its codes go into the product: no weight is made of them
+            scores: Tensor = matrix.scores(hidden)
+            return scores if bias is None else scores + bias.to(scores.dtype)
         return F.linear(
             hidden, self.head_weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
         )
