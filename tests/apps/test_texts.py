@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,6 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from langmill import cli
 from langmill.apps import classify, embed
 from langmill.apps.texts import Result, Row, each, rows
 from langmill.common.configure import configure
@@ -118,11 +117,6 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def word_model(tmp_path_factory: pytest.TempPathFactory, make: Callable[..., str]) -> Path:
-    return Path(make(tmp_path_factory.mktemp("decoder") / "model"))
-
-
 def test_vectors_in_every_form_are_the_same(encoder: Path, tmp_path: Path) -> None:
     texts = [*TEXTS, "a long text " * 9]
     for name in ("v.npy", "v.parquet", "v.jsonl"):
@@ -153,32 +147,3 @@ def test_too_long_is_refused_or_counted(encoder: Path) -> None:
         classify.run(configure(ClassifySettings, None, [], **given, long_texts="error"), quiet=True)
     report = classify.run(configure(ClassifySettings, None, [], **given), quiet=True, as_json=True)
     assert report.counts["windowed"] == 1 and report.counts["windows"] > 1
-
-
-def test_zero_shot_by_likelihood_and_similarity(
-    encoder: Path, word_model: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for model in (encoder, word_model):
-        words = ["classify", str(model), "a text", "--labels", "one", "--labels", "two", "--json"]
-        assert cli.run(words) == 0
-        (found,) = json.loads(capsys.readouterr().out.splitlines()[-1])["results"]
-        assert found["label"] in ("one", "two") and sum(found["scores"].values()) == pytest.approx(1)
-    assert cli.run(["classify", str(word_model), "a text", "--labels", "one", "--json"]) == 2
-    assert "two labels or more" in capsys.readouterr().err
-
-
-def test_examples_stand_before_the_text(word_model: Path, tmp_path: Path) -> None:
-    from langmill.apps.zero_shot import shots
-
-    path = tmp_path / "few.jsonl"
-    path.write_text("\n".join(json.dumps({"text": f"t{i}", "label": "ab"[i % 2]}) for i in range(8)))
-    given = {
-        "model": str(word_model),
-        "labels": ["a", "b"],
-        "examples": path,
-        "template": "{text} is {label}",
-    }
-    told = shots(configure(ClassifySettings, None, [], **given, shots=4))
-    assert told.count(" is a\n") == told.count(" is b\n") == 2
-    with pytest.raises(DataError, match="fewer than 5 texts of the label 'a'"):
-        shots(configure(ClassifySettings, None, [], **given, shots=10))

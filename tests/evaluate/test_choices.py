@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from langmill.common.errors import MissingExtra, ModelError
 from langmill.evaluate.choices import answered, chosen, question
 from langmill.evaluate.harness import Harness, harness_model, sampling
-from langmill.infer.choices import likelihoods
+from langmill.infer.choices import beginning, likelihoods
 from langmill.infer.generate import generate
+from langmill.infer.past import Past
 from langmill.model.config import Head, ModelConfig, StackConfig, Tokens
 from langmill.model.init import init_
 from langmill.model.transformer import Transformer
@@ -61,6 +62,22 @@ def test_a_pass_is_bounded_by_the_cache_and_changes_nothing(monkeypatch: pytest.
     assert sizes[:2] == [8, 1] and sum(sizes[2:]) == 9 and max(sizes[2:]) == 2
     for own, other in zip(free, tight, strict=True):
         assert [one.log for one in own] == pytest.approx([one.log for one in other], abs=1e-4)
+
+
+@settings(max_examples=25)
+@given(IDS, QUESTIONS, st.integers(1, 8))
+def test_a_common_beginning_changes_no_likelihood(before: list[int], asked: list[Any], rows: int) -> None:
+    asked = [(before + context, going) for context, going in asked]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("langmill.infer.choices.LEAST", 1)
+        past = Past()
+        twice = [answered(MODEL, asked, rows, past=past) for _ in range(2)]
+        shared = beginning([context for context, _ in asked])
+        assert len(past.ids) == shared and past.ids == asked[0][0][:shared]
+    for (context, going), *found in zip(asked, *twice, strict=True):
+        alone = [one.log for one in likelihoods(MODEL, context, going)]
+        for own in found:
+            assert [one.log for one in own] == pytest.approx(alone, abs=1e-4)
 
 
 def test_the_two_ways_to_choose_by_hand() -> None:

@@ -20,7 +20,7 @@ from langmill.common.metrics import Report
 from langmill.common.settings import AnswerSettings, EvaluateSettings
 from langmill.evaluate.labels import classified
 from langmill.families.folder import load, save
-from langmill.infer.choices import likelihoods, split_ids
+from langmill.infer.choices import likelihoods, question_ids
 from langmill.infer.generate import generate
 from langmill.jobs import evaluate
 from langmill.jobs.evaluate_rows import kind_of
@@ -147,10 +147,9 @@ def test_multiple_choice_by_hand(at: dict[str, str], tmp_path: Path) -> None:
     assert tokenizer is not None
     hits = []
     for row, kept in zip(CHOICES, rows_of(tmp_path / "rows.jsonl"), strict=True):
-        parts = [
-            split_ids(tokenizer, f"Question: {row['question']}\nAnswer:", f" {c}") for c in row["choices"]
-        ]
-        logs = [one.log for one in likelihoods(model.eval(), parts[0][0], [own for _, own in parts])]
+        texts = [f" {choice}" for choice in row["choices"]]
+        context, going = question_ids(tokenizer, f"Question: {row['question']}\nAnswer:", texts)
+        logs = [one.log for one in likelihoods(model.eval(), context, going)]
         assert kept["logs"] == pytest.approx(logs, abs=1e-4)
         normed = [log / len(choice) for log, choice in zip(logs, row["choices"], strict=True)]
         hits.append([np.argmax(logs) == row["answer"], np.argmax(normed) == row["answer"]])
@@ -186,7 +185,9 @@ def test_examples_stand_before_the_prompt_and_are_never_those_asked(
     assert rows_of(tmp_path / "0.jsonl")[0]["logs"] != rows_of(tmp_path / "2.jsonl")[0]["logs"]
     again = run(at["a"], asked, shots=2, **given)
     assert again.extra["record"] == two.extra["record"]
-    assert run(at["a"], asked, shots=20, **given).counts["prompts cut at their beginning"] == 6
+    many = run(at["a"], asked, shots=20, **given)
+    assert many.counts["prompts cut at their beginning"] == 6
+    assert many.counts["examples that were themselves asked and replaced"] >= 1
     with pytest.raises(DataError, match="34 rows that are not themselves asked: 35 are needed"):
         run(at["a"], asked, shots=35, **given)
     with pytest.raises(UsageError, match="--examples"):
@@ -258,6 +259,7 @@ def test_labels_that_a_decoder_was_never_taught(at: dict[str, str], tmp_path: Pa
     assert report.extra["record"]["template"] == "{text}: {label}" and 0 <= report.figures["macro_f1"] <= 1
     few = run(at["a"], at["classify"], template="{text}: {label}", shots=2, examples=Path(at["classify"]))
     assert few.extra["record"]["shots"] == 2
+    assert few.counts["examples that were themselves asked and replaced"] >= 2
 
 
 def test_translation_is_scored_as_sacrebleu_does(at: dict[str, str], tmp_path: Path) -> None:
@@ -357,6 +359,7 @@ def test_the_command_line(at: dict[str, str], tmp_path: Path, capsys: pytest.Cap
         ({"task": "choices", "split": "held_out"}, "--split does nothing"),
         ({"task": "translate", "template": "{text}"}, "--template does nothing"),
         ({"task": "choices", "chat": True}, "--chat does nothing"),
+        ({"task": "classify", "target_delimiter": ""}, "--target_delimiter does nothing"),
         ({"task": "choices", "source": "en"}, "--source does nothing"),
         ({"task": "translate", "source": "en"}, "come together"),
         ({"task": "choices", "template": "no field"}, "has fields of the rows"),

@@ -1,9 +1,11 @@
 """Labels that a model was never taught: by a decoder's likelihood of them, or by an encoder's similarity to them.
 
-A decoder sees the template with the text and scores each label in its place. Labels that are likely anyway would win
-too often, so that what the template gives them without a text is taken away (Holtzman et al. 2021, arXiv:2104.08315,
-eq. 3; contextual calibration, Zhao et al. 2021, arXiv:2102.09690). An encoder compares the text's vector with those of
-the labels (Reimers & Gurevych 2019, arXiv:1908.10084).
+A decoder sees the template with the text, after examples where there are some, and scores each label in its place.
+Labels that are likely anyway would win too often, so that what the template gives them without a text is taken away
+(Holtzman et al. 2021, arXiv:2104.08315, eq. 3; contextual calibration, Zhao et al. 2021, arXiv:2102.09690). An encoder
+compares the text's vector with those of the labels (Reimers & Gurevych 2019, arXiv:1908.10084).
+
+N texts, C labels.
 """
 
 from __future__ import annotations
@@ -11,21 +13,27 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from langmill.apps.texts import Result, Row
+from langmill.apps.texts import Result, Row, within
 from langmill.common.errors import DataError, UsageError
 from langmill.common.settings import ClassifySettings, EmbedSettings
+from langmill.evaluate.choices import answered
 from langmill.families.folder import Model
-from langmill.infer.choices import likelihoods, split_ids
+from langmill.infer.choices import Question, longest, question_ids
+from langmill.infer.past import Past
 from langmill.model.transformer import Transformer
-from langmill.text.classify import Labels, class_result, softmax
+from langmill.text.classify import Floats, Labels, class_result, softmax
 from langmill.text.tokenizer import Tokenizer
 
 Choose = Callable[[Sequence[Row], "Counter[str]"], Iterator[Result]]
 SHARPNESS = 20.0  # of cosines, as sentence encoders were trained with
+BETWEEN = "\n\n"  # examples
+REPLACED = "examples that were themselves asked and replaced"
 
 
 def chooser(settings: ClassifySettings, model: Model, tokenizer: Tokenizer) -> Choose:
@@ -35,7 +43,7 @@ def chooser(settings: ClassifySettings, model: Model, tokenizer: Tokenizer) -> C
     names = Labels(tuple(dict.fromkeys(settings.labels)))
     if isinstance(model, Transformer) and not model.config.writes:
         return _by_similarity(settings, model, tokenizer, names)
-    return _by_likelihood(settings, model, tokenizer, names)
+    return _Likelihood(settings, model, tokenizer, names)
 
 
 def _by_similarity(settings: ClassifySettings, model: Model, tokenizer: Tokenizer, names: Labels) -> Choose:
@@ -54,58 +62,151 @@ def _by_similarity(settings: ClassifySettings, model: Model, tokenizer: Tokenize
     return choose
 
 
-def _by_likelihood(settings: ClassifySettings, model: Model, tokenizer: Tokenizer, names: Labels) -> Choose:
-    template = settings.template
-    if (
-        template.count("{label}") != 1
-        or "{text}" not in template
-        or not template.rstrip().endswith("{label}")
+class _Likelihood:
+    """How a decoder chooses. What the template gives without a text is asked once for each set of examples."""
+
+    def __init__(self, settings: ClassifySettings, model: Model, tokenizer: Tokenizer, names: Labels):
+        self.head, label, after = settings.template.rpartition("{label}")
+        if not label or "{label}" in self.head or "{text}" not in self.head or after.strip():
+            raise UsageError(
+                f"a template holds {{text}} and ends with {{label}}; this one is {settings.template!r}"
+            )
+        self.settings, self.model, self.tokenizer, self.names = settings, model, tokenizer, names
+        self.most, self.few = longest(model), _few(settings)
+        self.usual, self.past = self.few.before((), Counter()), Past()
+        self.priors: dict[str, Floats] = {}
+
+    def __call__(self, batch: Sequence[Row], counted: Counter[str]) -> Iterator[Result]:
+        befores = [self.few.before({row.text.strip()}, counted) for row in batch]
+        scores_NC = np.zeros((len(batch), len(self.names.names)))
+        for before in dict.fromkeys(befores):
+            places = [i for i, own in enumerate(befores) if own == before]
+            with within([batch[i] for i in places]):
+                if self.settings.calibrate and before not in self.priors:
+                    self.priors[before] = self._logs(before, [""], Counter())
+                logs_NC = self._logs(before, [batch[i].text for i in places], counted)
+            scores_NC[places] = softmax(logs_NC - self.priors.get(before, 0.0))
+        for row, scores_C in zip(batch, scores_NC, strict=True):
+            found = class_result(scores_C, self.names, self.settings.threshold)
+            yield {"text": row.text, **row.fields, **found}
+
+    def _logs(self, before: str, texts: Sequence[str], counted: Counter[str]) -> Floats:
+        """(N, C) log-probabilities. The usual examples are read once for all batches."""
+        asked = [self._fitted(before, text, counted) for text in texts]
+        found = answered(self.model, asked, past=self.past if before and before == self.usual else None)
+        return np.array([[one.log for one in own] for own in found])
+
+    def _fitted(self, before: str, text: str, counted: Counter[str]) -> Question:
+        """A prompt with every label. Of a text that is too long the end is left out and counted, or it is refused."""
+        asked = self._asked(before, text)
+        if not (excess := self._excess(asked)):
+            return asked
+        if self.settings.long_texts == "error":
+            raise DataError(
+                f"a prompt with its label is {excess} tokens longer than the model's {self.most}: choose truncate"
+            )
+        ids = self.tokenizer.encode(text)
+        counted["texts cut at their end"] += 1
+        while excess and ids:
+            ids = ids[:-excess]
+            asked = self._asked(before, self.tokenizer.decode(ids))
+            excess = self._excess(asked)
+        if excess:
+            raise UsageError(
+                f"template, examples and label are {excess} tokens longer than the model's {self.most} without a text: "
+                "shorten them, or take fewer --shots"
+            )
+        return asked
+
+    def _asked(self, before: str, text: str) -> Question:
+        return question_ids(self.tokenizer, before + self.head.replace("{text}", text), self.names.names)
+
+    def _excess(self, asked: Question) -> int:
+        reach = len(asked[0]) + max(map(len, asked[1])) - 1
+        return 0 if self.most is None else max(0, reach - self.most)
+
+
+@dataclass(frozen=True)
+class Example:
+    """What may be shown before others are asked: what it would itself be asked as, how it looks with its answer, and
+    its kind, such as a label."""
+
+    asked: str
+    shown: str
+    kind: str = ""
+
+
+class Shots:
+    """`count` examples before what is asked (few-shot; Brown et al. 2020), drawn and mixed by the seed, as many of each
+    kind as of the others. None is itself asked: the next one drawn of its kind is shown instead.
+
+    DataError names the source that holds too few.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        count: int,
+        seed: int,
+        source: Path | None,
+        kinds: Sequence[str] = ("",),
     ):
-        raise UsageError(f"a template holds {{text}} and ends with {{label}}; this one is {template!r}")
-    examples = shots(settings)
+        order = random.Random(seed)
+        self._source = source
+        self._drawn = {kind: [one for one in examples if one.kind == kind] for kind in kinds}
+        for own in self._drawn.values():
+            order.shuffle(own)
+        rounds = [order.sample(kinds, len(kinds)) for _ in range(0, count, len(kinds))]
+        self._places = [kind for one in rounds for kind in one][:count]
+        order.shuffle(self._places)
+        self._usual = self._taken(())
 
-    def logs(text: str) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-        context = examples + template.rpartition("{label}")[0].replace("{text}", text)
-        parts = [split_ids(tokenizer, context, name) for name in names.names]
-        found = likelihoods(model, parts[0][0], [choice for _, choice in parts])
-        return np.array([one.log for one in found])
+    def taken(self, asked: Container[str]) -> list[Example]:
+        """The examples to show, in their order, where these are asked."""
+        return self._taken(asked) if self._own(asked) else self._usual
 
-    prior = logs("") if settings.calibrate else np.zeros(len(names.names))
+    def before(self, asked: Container[str], counted: Counter[str]) -> str:
+        """What they look like; how many were replaced is counted."""
+        if own := self._own(asked):
+            counted[REPLACED] += own
+        return "".join(one.shown + BETWEEN for one in self.taken(asked))
 
-    def choose(batch: Sequence[Row], counted: Counter[str]) -> Iterator[Result]:
-        for row in batch:
-            scores_C = softmax(logs(row.text) - prior)
-            yield {"text": row.text, **row.fields, **class_result(scores_C, names, settings.threshold)}
+    def _own(self, asked: Container[str]) -> int:
+        return sum(one.asked in asked for one in self._usual)
 
-    return choose
+    def _taken(self, asked: Container[str]) -> list[Example]:
+        left = {kind: [one for one in own if one.asked not in asked] for kind, own in self._drawn.items()}
+        for kind, own in left.items():
+            if len(own) < (needed := self._places.count(kind)):
+                named = f" of the label {kind!r}" if kind else ""
+                raise DataError(
+                    f"{self._source} has {len(own)} rows{named} that are not themselves asked: {needed} are needed"
+                )
+        following = {kind: iter(own) for kind, own in left.items()}
+        return [next(following[kind]) for kind in self._places]
 
 
 def shots(settings: ClassifySettings) -> str:
-    """Examples before the text, as many of each label as of the others, mixed by the seed (Brown et al. 2020)."""
-    if settings.examples is None:
-        return ""
-    rows: dict[str, list[str]] = {name: [] for name in settings.labels}
+    """The examples before a text that is none of them."""
+    return _few(settings).before((), Counter())
+
+
+def _few(settings: ClassifySettings) -> Shots:
+    """The examples of the settings; without a file of them, none."""
+    path, found = settings.examples, list[Example]()
+    if path is None:
+        return Shots((), 0, settings.seed, path)
     try:
-        lines = settings.examples.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
-        raise UsageError(
-            f"{settings.examples} is no file: --examples takes JSONL rows with text and label"
-        ) from None
+        raise UsageError(f"{path} is no file: --examples takes JSONL rows with text and label") from None
+    head, _, after = settings.template.rpartition("{label}")
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line) if line.strip() else None
-            if row is not None and row["label"] in rows:
-                rows[row["label"]].append(str(row["text"]))
+            if row is not None and (name := str(row["label"])) in settings.labels:
+                text = str(row["text"])
+                found.append(Example(text.strip(), head.replace("{text}", text) + name + after, name))
         except (ValueError, TypeError, KeyError):
-            raise DataError(f"{settings.examples}, line {number} is no row with text and label") from None
-    each = -(-settings.shots // len(rows))
-    if few := [name for name, texts in rows.items() if len(texts) < each]:
-        raise DataError(f"{settings.examples} has fewer than {each} texts of the label {few[0]!r}")
-    order = random.Random(settings.seed)
-    taken = [(text, name) for name, texts in rows.items() for text in order.sample(texts, each)]
-    order.shuffle(taken)
-    filled = [
-        settings.template.replace("{text}", text).replace("{label}", name)
-        for text, name in taken[: settings.shots]
-    ]
-    return "".join(f"{one}\n\n" for one in filled)
+            raise DataError(f"{path}, line {number} is no row with text and label") from None
+    return Shots(found, settings.shots, settings.seed, path, list(dict.fromkeys(settings.labels)))

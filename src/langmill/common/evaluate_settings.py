@@ -39,6 +39,11 @@ class EvaluateSettings(Settings):
         None, description="rows to take few-shot examples from, other than those asked"
     )
     shots: int = Field(0, ge=0, description="examples before every prompt, chosen by the seed")
+    target_delimiter: str | None = Field(
+        None,
+        description="choices, generate: what stands between a prompt and its answer; none: a space, unless the prompt "
+        "ends with white space",
+    )
     chat: bool = Field(False, description="generate: render each prompt as one user turn")
     max_new_tokens: int | None = Field(
         None, ge=1, description="tokens of one answer; none: 32, and 256 for a sentence's translation"

@@ -89,13 +89,15 @@ class ClassifySettings(ReadSettings):
     )
     template: str = Field(
         "{text}\n\nTopic: {label}",
-        description="zero-shot: how a decoder sees a text with a label; an encoder compares text and label",
+        description="zero-shot: how a decoder sees a text, of which it cuts off what does not fit, with a label; an "
+        "encoder compares text and label",
     )
     calibrate: bool = Field(
         True, description="zero-shot by a decoder: take away how likely a label is without any text"
     )
     examples: Path | None = Field(
-        None, description="few-shot by a decoder: JSONL rows with text and label to show before each text"
+        None,
+        description="few-shot by a decoder: JSONL rows with text and label to show before each text, never itself",
     )
     shots: int = Field(4, ge=1, description="how many of them, evenly over the labels")
     seed: Seed = 0

@@ -12,7 +12,8 @@ import numpy as np
 
 from langmill.common.errors import ModelError
 from langmill.families.folder import Model
-from langmill.infer.choices import Likelihood, Question, split_ids, together
+from langmill.infer.choices import Likelihood, Question, beginning, question_ids, together
+from langmill.infer.past import Past
 from langmill.text.tokenizer import Tokenizer
 
 PLACES = 1 << 14  # that a cache holds at once: every choice has its own copy of the context's keys and values
@@ -23,8 +24,7 @@ def question(tokenizer: Tokenizer, context: str, choices: Sequence[str], most: i
 
     ModelError where a choice alone is longer than that.
     """
-    parts = [split_ids(tokenizer, context, choice) for choice in choices]
-    before, going = parts[0][0], [own for _, own in parts]
+    before, going = question_ids(tokenizer, context, choices)
     room = len(before) if most is None else most + 1 - max(map(len, going))
     if room < 1:
         raise ModelError(f"a choice of {max(map(len, going))} tokens exceeds the model's {most}")
@@ -32,18 +32,27 @@ def question(tokenizer: Tokenizer, context: str, choices: Sequence[str], most: i
 
 
 def answered(
-    model: Model, questions: Sequence[Question], rows: int = 8, on_rows: Callable[[int], object] | None = None
+    model: Model,
+    questions: Sequence[Question],
+    rows: int = 8,
+    on_rows: Callable[[int], object] | None = None,
+    past: Past | None = None,
 ) -> list[list[Likelihood]]:
     """The likelihoods of each question's choices, at most `rows` questions in one pass, the longest first.
 
-    No figure depends on `rows` (in float32, to rounding).
+    What all contexts begin with, such as few-shot examples, is read once; `past` keeps it for calls to come, whose
+    contexts should begin likewise. No figure depends on `rows` or `past` (in float32, to rounding).
     """
     order = sorted(range(len(questions)), key=lambda i: -len(questions[i][0]))
     found: list[list[Likelihood]] = [[] for _ in questions]
+    spared = len(questions) > 1 or (past is not None and bool(questions))
+    past = Past() if past is None else past
+    shared = beginning([context for context, _ in questions], past.ids) if spared else 0
     while order:
         group = order[: _fitting([questions[i] for i in order[:rows]])]
         order = order[len(group) :]
-        for i, own in zip(group, together(model, [questions[i] for i in group]), strict=True):
+        asked = [questions[i] for i in group]
+        for i, own in zip(group, together(model, asked, past, shared), strict=True):
             found[i] = own
         if on_rows is not None:
             on_rows(len(group))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -59,8 +60,8 @@ def run(settings: EvaluateSettings, *, quiet: bool = False) -> Report:
 
 
 def _on_rows(settings: EvaluateSettings, kind: asked.Kind, quiet: bool) -> Report:
-    ledger = Ledger()
-    rows, template, before, ask = _reader(settings, kind, ledger)
+    ledger, replaced = Ledger(), Counter[str]()
+    rows, template, before, ask = _reader(settings, kind, ledger, replaced)
     outcomes: dict[str, tasks.Outcome] = {}
     about = {}
     for name in _models(settings):
@@ -83,7 +84,8 @@ def _on_rows(settings: EvaluateSettings, kind: asked.Kind, quiet: bool) -> Repor
     for name, one in outcomes.items():
         lines += [f"  {name}: {shown(count)} {what}" for what, count in one.counted.items() if count]
     lines += [f"  set aside: {shown(count)} x {reason}" for reason, count in dropped.items()]
-    counted = {what: count for what, count in ours.counted.items() if count}
+    lines += [f"  {shown(count)} {what}" for what, count in replaced.items()]
+    counted = {what: count for what, count in (ours.counted + replaced).items() if count}
     made = reports.record(settings, kind, template or ours.template, before, about)
     return _told(
         settings, found, {"rows": len(rows), "set_aside": sum(dropped.values()), **counted},
@@ -92,7 +94,7 @@ def _on_rows(settings: EvaluateSettings, kind: asked.Kind, quiet: bool) -> Repor
 
 
 def _reader(
-    settings: EvaluateSettings, kind: asked.Kind, ledger: Ledger
+    settings: EvaluateSettings, kind: asked.Kind, ledger: Ledger, replaced: Counter[str]
 ) -> tuple[Sequence[Any], str, str, Callable[..., tasks.Outcome]]:
     """(the rows, the prompt's template, the examples before it, what asks a model)."""
     if kind == "translate":
@@ -106,7 +108,7 @@ def _reader(
     if kind == "answer":
         return list(read_questions(settings.on, ledger, _same)), "", "", tasks.point
     rows, template = asked.read(settings.on, kind, settings.template, ledger)
-    before = asked.shots(settings, kind, template, rows)
+    before = asked.shots(settings, kind, template, rows, replaced)
     ask = tasks.choose if kind == "choices" else tasks.write
     return rows, template, before, partial(ask, before=before)
 

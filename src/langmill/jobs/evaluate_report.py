@@ -33,6 +33,7 @@ def record(
         "template": template,
         "template_sha256": _hash(template),
         "shots": settings.shots,
+        "target_delimiter": settings.target_delimiter,
         "examples_sha256": _hash(before) if before else None,
         "seed": settings.seed,
         "resamples": settings.resamples,

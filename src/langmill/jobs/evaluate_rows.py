@@ -8,13 +8,14 @@ classify   {"text", "label"}          translate  {"translation": {…}}, {"sourc
 
 from __future__ import annotations
 
-import random
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from langmill.apps.zero_shot import Example, Shots
 from langmill.common.errors import DataError, UsageError
 from langmill.common.settings import EvaluateSettings
 from langmill.data.chats import Unusable, read_rows
@@ -34,7 +35,6 @@ _SHAPES: tuple[
 )
 _KNOWN = sorted({name for _, first, second in _SHAPES for name in first + second})
 _PLACE = re.compile(r"\{(\w+)\}")
-BETWEEN = "\n\n"  # examples
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,7 @@ def check(settings: EvaluateSettings, kind: Kind) -> None:
     idle = {
         "template": settings.template is not None and not prompted,
         "shots": few and not prompted,
+        "target_delimiter": settings.target_delimiter is not None and kind not in ("choices", "generate"),
         "chat": settings.chat and kind != "generate",
         "stop": settings.stop and kind != "generate",
         "source": (settings.source or settings.target) and kind != "translate",
@@ -175,27 +176,37 @@ def _answers(row: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(str(one).strip() for one in found)
 
 
-def shots(settings: EvaluateSettings, kind: Kind, template: str, rows: Sequence[Asked]) -> str:
-    """What stands before every prompt: `shots` examples, chosen by the seed among those that are not themselves asked
-    (Brown et al. 2020). UsageError where there is no file of them, DataError where it holds too few."""
+def shots(
+    settings: EvaluateSettings,
+    kind: Kind,
+    template: str,
+    rows: Sequence[Asked],
+    counted: Counter[str] | None = None,
+) -> str:
+    """What stands before every prompt: see `few`; `counted` says how many were replaced. UsageError where there is no
+    file of examples."""
     if not settings.shots:
         return ""
+    counted = Counter() if counted is None else counted
+    return few(settings, kind, template).before({row.prompt for row in rows}, counted)
+
+
+def few(settings: EvaluateSettings, kind: Kind, template: str) -> Shots:
+    """`shots` examples of the file, as `langmill classify` takes them: none that is itself asked, with its answer after
+    its prompt. DataError where the file holds too few."""
     if settings.examples is None:
         raise UsageError("--shots needs --examples FILE: rows like those of --on, but other ones")
     found, _ = read([str(settings.examples)], kind, template, Ledger(), "examples")
-    asked = {row.prompt for row in rows}
-    others = [row for row in found if row.prompt not in asked]
-    if len(others) < settings.shots:
-        raise DataError(
-            f"{settings.examples} has {len(others)} rows that are not themselves asked: {settings.shots} are needed"
-        )
-    taken = random.Random(settings.seed).sample(others, settings.shots)
-    return "".join(f"{row.prompt}{joined(row.prompt, row.answer)}{BETWEEN}" for row in taken)
+    between = settings.target_delimiter
+    made = [Example(row.prompt, row.prompt + joined(row.prompt, row.answer, between)) for row in found]
+    return Shots(made, settings.shots, settings.seed, settings.examples)
 
 
-def joined(prompt: str, answer: str) -> str:
-    """An answer as it goes on from its prompt: after a space, unless there is one."""
-    return answer if prompt[-1:].isspace() else f" {answer}"
+def joined(prompt: str, answer: str, delimiter: str | None = None) -> str:
+    """An answer as it goes on from its prompt: after the delimiter, or a space unless there is one."""
+    if delimiter is None:
+        delimiter = "" if prompt[-1:].isspace() else " "
+    return delimiter + answer
 
 
 def batches(count: int, size: int) -> Iterator[slice]:

@@ -21,7 +21,7 @@ from langmill.apps import answer as pointing
 from langmill.apps.classify import labels_of
 from langmill.apps.texts import Row
 from langmill.apps.translate import checked, translate
-from langmill.apps.zero_shot import chooser, shots
+from langmill.apps.zero_shot import chooser
 from langmill.common.errors import MissingExtra, UsageError
 from langmill.common.settings import ClassifySettings, EvaluateSettings, TranslateSettings
 from langmill.data.tasks import LabelRow, QuestionRow, TranslationRow
@@ -70,7 +70,7 @@ def choose(
     most, counted = longest(model), Counter[str]()
     asked = []
     for row in rows:
-        texts = [joined(row.prompt, choice) for choice in row.answers]
+        texts = [joined(row.prompt, choice, settings.target_delimiter) for choice in row.answers]
         whole, _ = question(tokenizer, before + row.prompt, texts, None)
         asked.append(question(tokenizer, before + row.prompt, texts, most))
         counted["prompts cut at their beginning"] += len(asked[-1][0]) < len(whole)
@@ -236,14 +236,9 @@ def _zero_shot(
     )
     choose_labels = chooser(asked, model, tokenizer)
     writes = not isinstance(model.config, ModelConfig) or model.config.writes
-    most = longest(model) if writes else None  # an encoder reads long texts in windows
-    if most is not None:
-        around = asked.template.replace("{text}", "") + shots(asked)
-        labels = max(len(tokenizer.encode(name)) for name in known.names)
-        most -= len(tokenizer.prompt_ids(around)) + labels + 8
     shares = np.zeros((len(rows), len(known.names)))
     for part in batches(len(rows), settings.micro_batch_size):
-        batch = [Row(row.where, _cut(tokenizer, _one(row), most, counted), {}) for row in rows[part]]
+        batch = [Row(row.where, _one(row), {}) for row in rows[part]]
         for i, result in zip(range(part.start, part.stop), choose_labels(batch, counted), strict=False):
             shares[i] = [result["scores"][name] for name in known.names]
         on(len(batch))
@@ -254,15 +249,6 @@ def _zero_shot(
 
 def _one(row: LabelRow) -> str:
     return row.text if isinstance(row.text, str) else "\n".join(row.text)
-
-
-def _cut(tokenizer: Tokenizer, text: str, most: int | None, counted: Counter[str]) -> str:
-    """A text of at most `most` tokens, counted where its end is left out."""
-    ids = [] if most is None else tokenizer.encode(text)
-    if most is None or len(ids) <= most:
-        return text
-    counted["texts cut at their end"] += 1
-    return tokenizer.decode(ids[: max(1, most)])
 
 
 def _labelled(rows: Sequence[LabelRow], known: Labels, shares: Any, counted: Counter[str]) -> Outcome:
