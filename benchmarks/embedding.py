@@ -1,23 +1,27 @@
 """Sentence vectors beside transformers and sentence-transformers: the same texts and weights, interleaved in one run.
 
-    scripts/bench embedding [--texts 1000] [--rounds 5] [--threads 2]
+    scripts/bench embedding [--texts 1000] [--rounds 5] [--threads 2] [--peers PYTHON]
 
 MiniLM (asset `minilm`) on Debian's package descriptions (asset `ddtp`), of which 256 tokens at most are read.
-transformers gets batches of 32 sorted by length, which is the faster of its ways; sentence-transformers is asked where
-it is installed. Prints one JSON object: texts a second of each, the ratios, and the lowest cosine between ours and
-theirs. It exits 1 where that is below 0.99999.
+transformers gets batches of 32 sorted by length, which is the faster of its ways. sentence-transformers, at batches of
+32 as well, runs in a process of its own, of PYTHON: that belongs to an environment which has it, and the first use
+makes one in .venv-peers. It times itself, and waits while the others work. Prints one JSON object: texts a second of
+each, the ratios, the one to the faster peer, and the lowest cosine of a text's vectors, ours and theirs. It exits 1
+where that is below 0.99999.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +29,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
+from _figures import HUBLESS, spread
+from finetune import peers
 from numpy.typing import NDArray
 
 from langmill.families.folder import load
@@ -34,6 +40,9 @@ from langmill.text.tasks import Limit, encode_texts
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 import assets
 
+ROOT = Path(__file__).resolve().parents[1]
+OWN, PEER = ROOT / ".venv-peers" / "bin" / "python", ROOT / "benchmarks" / "peers" / "sentence_vectors.py"
+PACKAGE = "sentence-transformers==6.2.0"
 LENGTH, BATCH = 256, 32
 Floats = NDArray[np.float32]
 
@@ -73,48 +82,108 @@ def theirs(folder: Path) -> Callable[[list[str]], Floats]:
     return run
 
 
-def sentence_transformers(folder: Path) -> Callable[[list[str]], Floats]:
-    from sentence_transformers import SentenceTransformer, models  # type: ignore[import-not-found]
+def equipped(python: Path) -> None:
+    """Make the peers' environment where it is not there, with sentence-transformers; SystemExit where another's own
+    environment lacks it."""
+    peers(python)
+    asked = "import importlib.util as u, sys; sys.exit(u.find_spec('sentence_transformers') is None)"
+    if subprocess.run([python, "-c", asked]).returncode == 0:
+        return
+    words = [str(python), "-m", "pip", "install", "-c", str(ROOT / "constraints.txt"), PACKAGE]
+    if python != OWN:
+        raise SystemExit(f"{python} has no sentence-transformers: {' '.join(words)}")
+    print("installing sentence-transformers into .venv-peers", file=sys.stderr)
+    subprocess.run([*words, "-q"], check=True)
 
-    body = models.Transformer(str(folder), max_seq_length=LENGTH)
-    pooling = models.Pooling(body.get_word_embedding_dimension())
-    model = SentenceTransformer(modules=[body, pooling, models.Normalize()], device="cpu")
-    return lambda texts: model.encode(texts, batch_size=BATCH, show_progress_bar=False)
+
+@contextmanager
+def sentence_transformers(
+    options: argparse.Namespace, folder: Path, texts: list[str]
+) -> Iterator[Callable[[int], tuple[float, Floats]]]:
+    """What reads so many of the texts, from the first: (seconds, vectors), by the peer's own process."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+        given, out = Path(scratch) / "texts.json", Path(scratch) / "vectors.npy"
+        given.write_text(json.dumps(texts), encoding="utf-8")
+        words = [options.peers, PEER, folder, given, out]
+        words += ["--length", LENGTH, "--batch", BATCH, "--threads", options.threads]
+        process = subprocess.Popen(
+            [*map(str, words)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=HUBLESS
+        )
+        assert process.stdin is not None and process.stdout is not None
+        asked, told = process.stdin, process.stdout
+
+        def run(count: int) -> tuple[float, Floats]:
+            print(count, file=asked, flush=True)
+            found: dict[str, Any] = json.loads(told.readline() or "{}")
+            if not found:
+                raise SystemExit("sentence-transformers ended before it answered: its message stands above")
+            return found["seconds"], np.load(out)
+
+        try:
+            yield run
+        finally:
+            asked.close()
+            process.wait()
+
+
+def timed(call: Callable[[list[str]], Floats], texts: list[str]) -> Callable[[int], tuple[float, Floats]]:
+    """The same for what runs in this process."""
+
+    def run(count: int) -> tuple[float, Floats]:
+        began = time.perf_counter()
+        vectors = call(texts[:count])
+        return time.perf_counter() - began, vectors
+
+    return run
+
+
+def lowest(ours: Floats, theirs: Floats) -> float:
+    """The least cosine of two vectors of one text, of all texts."""
+    a, b = (np.asarray(side, np.float64) for side in (ours, theirs))
+    return float(((a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).min())
+
+
+def over(ours: list[float], theirs: list[float]) -> dict[str, float]:
+    """The spread of the ratios, round by round."""
+    return spread([a / b for a, b in zip(ours, theirs, strict=True)], 3)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--texts", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--peers", type=Path, default=OWN)
     options = parser.parse_args()
+    equipped(options.peers)
     torch.set_num_threads(options.threads)
     folder, rows = assets.fetch("minilm"), assets.fetch("ddtp") / "descriptions.jsonl"
     lines = rows.read_text(encoding="utf-8").splitlines()
     step = max(1, len(lines) // options.texts)
     texts = [json.loads(line)["text"] for line in lines[::step][: options.texts]]
-    calls = {"langmill": ours(folder), "transformers": theirs(folder)}
-    if importlib.util.find_spec("sentence_transformers"):
-        calls["sentence_transformers"] = sentence_transformers(folder)
-    rates: dict[str, list[float]] = {name: [] for name in calls}
+    calls = {"langmill": timed(ours(folder), texts), "transformers": timed(theirs(folder), texts)}
     vectors: dict[str, Floats] = {}
-    for round_ in range(options.rounds + 1):  # the first warms up, on a few
-        some = texts if round_ else texts[:BATCH]
-        for name, call in calls.items():
-            began = time.perf_counter()
-            vectors[name] = call(some)
-            if round_:
-                rates[name].append(len(some) / (time.perf_counter() - began))
-    cosines = {name: float((vectors["langmill"] * other).sum(1).min()) for name, other in vectors.items()}
-    ratios = {
-        name: sorted(a / b for a, b in zip(rates["langmill"], own, strict=True))
-        for name, own in rates.items()
-        if name != "langmill"
-    }
+    with sentence_transformers(options, folder, texts) as peer:
+        calls["sentence_transformers"] = peer
+        rates: dict[str, list[float]] = {name: [] for name in calls}
+        for round_ in range(options.rounds + 1):  # the first warms up, on a few
+            count = len(texts) if round_ else min(BATCH, len(texts))
+            for name, call in calls.items():
+                seconds, vectors[name] = call(count)
+                if round_:
+                    rates[name].append(count / seconds)
+    others = [name for name in calls if name != "langmill"]
+    faster = max(others, key=lambda name: statistics.median(rates[name]))
+    cosines = {name: lowest(vectors["langmill"], vectors[name]) for name in others}
     figures = {
         "texts": len(texts),
-        "texts_per_second": {name: statistics.median(own) for name, own in rates.items()},
-        "ratio": {name: [own[0], statistics.median(own), own[-1]] for name, own in ratios.items()},
+        "threads": options.threads,
+        "texts_per_second": {name: spread(own, 1) for name, own in rates.items()},
+        "ratio": {name: over(rates["langmill"], rates[name]) for name in others},
+        "faster_peer": faster,
+        "over_faster": over(rates["langmill"], rates[faster]),
         "lowest_cosine": cosines,
     }
     print(json.dumps(figures))

@@ -1,21 +1,30 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from langmill.common import files
-from langmill.common.errors import CheckpointError, DataError, UsageError
+from langmill.common.errors import (
+    CheckpointError,
+    DataError,
+    Interrupted,
+    LangmillError,
+    TrainingError,
+    UsageError,
+)
 from langmill.common.files import (
     Lock,
     atomic_folder,
     atomic_write,
-    claim_out,
+    claimed,
     free_bytes,
     read_json,
     run_folder,
@@ -122,29 +131,36 @@ def test_a_lock_names_its_holder_and_dies_with_it(tmp_path: Path) -> None:
         pass
 
 
+def claim(out: Path, **given: Any) -> Path:
+    """Claim `out` for a run that makes nothing."""
+    with claimed(out, **given) as run:
+        return run
+
+
 def test_an_existing_out_is_refused_resumed_or_replaced(tmp_path: Path) -> None:
     out = tmp_path / "model.v1"
-    claim_out(out)
     out.mkdir()
-    claim_out(out)  # an empty folder holds nothing to lose
-    with run_lock(out):
-        assert run_folder(out).name == "model.v1.run"
+    with claimed(out) as run:  # an empty folder holds nothing to lose
+        assert run.name == "model.v1.run" and not out.exists()
         with pytest.raises(UsageError, match="in use"):
-            claim_out(out)
-    claim_out(out)  # and neither does a run that ended before it made anything
-    assert not run_folder(out).exists()
-    atomic_write(run_folder(out) / "metrics.jsonl", "{}")
+            claim(out)
+    assert not run.exists()
+    atomic_write(run / "settings.yaml", "")
+    claim(out)  # and neither does a run that ended before it made anything
+    assert not run.exists()
+    atomic_write(run / "metrics.jsonl", "{}")
     with pytest.raises(UsageError, match=r"model\.v1\.run exists already.*--out, or replace it with --force"):
-        claim_out(out)
+        claim(out)
     with pytest.raises(UsageError, match="--resume.*--force"):
-        claim_out(out, resumable=True)
-    claim_out(out, resume=True)
+        claim(out, resumable=True)
+    claim(out, resume=True)
     with pytest.raises(UsageError, match="one of them"):
-        claim_out(out, resume=True, force=True)
+        claim(out, resume=True, force=True)
     with run_lock(out), pytest.raises(UsageError, match="in use"):
-        claim_out(out, force=True)
-    claim_out(out, force=True)
-    assert not out.exists() and not run_folder(out).exists()
+        claim(out, force=True)
+    assert (run / "metrics.jsonl").exists()
+    claim(out, force=True)
+    assert not out.exists() and not run.exists()
 
 
 def test_force_never_removes_what_is_not_ours(tmp_path: Path) -> None:
@@ -152,14 +168,14 @@ def test_force_never_removes_what_is_not_ours(tmp_path: Path) -> None:
     atomic_write(out / "chapter.txt", "years of work")
     atomic_write(run_folder(out) / "metrics.jsonl", "{}")
     with pytest.raises(UsageError, match="remove it yourself"):
-        claim_out(out, force=True)
+        claim(out, force=True)
     assert (out / "chapter.txt").exists() and run_folder(out).exists()
     atomic_write(out / "lineage.json", "{}")
-    claim_out(out, force=True)
+    claim(out, force=True)
     assert not out.exists()
     out.write_text("a file")
     with pytest.raises(UsageError, match="is a file"):
-        claim_out(out, force=True)
+        claim(out, force=True)
 
 
 def test_force_never_removes_what_the_run_reads(tmp_path: Path) -> None:
@@ -169,10 +185,77 @@ def test_force_never_removes_what_the_run_reads(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(out)
     for given in (out, run_folder(out) / "shards", tmp_path / "link"):
         with pytest.raises(UsageError, match="--force would remove .* which this run reads"):
-            claim_out(out, force=True, inputs=["org/name", None, given])
+            claim(out, force=True, inputs=["org/name", None, given])
     assert written_here(out) and written_here(run_folder(out) / "shards") and not written_here(tmp_path)
-    claim_out(out, force=True, inputs=[tmp_path, "org/name", None])
+    claim(out, force=True, inputs=[tmp_path, "org/name", None])
     assert not out.exists()
+
+
+def everything(folder: Path) -> dict[str, str]:
+    files = (file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != "lock")
+    return {file.relative_to(folder).as_posix(): file.read_text() for file in files}
+
+
+@pytest.mark.parametrize("forced", [False, True])
+@pytest.mark.parametrize("error", [DataError("no row"), KeyboardInterrupt(), OSError("disk")])
+def test_a_run_that_fails_before_it_began_leaves_all_as_it_was(
+    error: BaseException, forced: bool, tmp_path: Path
+) -> None:
+    out = tmp_path / "deep" / "down" / "model"
+    if forced:
+        for name in ("lineage.json", "weights/one"):
+            atomic_write(out / name, "old")
+        for name in ("lock", "metrics.jsonl", "choices.json", "checkpoints/step/w"):
+            atomic_write(run_folder(out) / name, "old")
+    before = everything(tmp_path)
+    with pytest.raises(type(error)), claimed(out, force=forced, resumable=True, began="choices.json") as run:
+        assert not out.exists() and not (run / "choices.json").exists()
+        atomic_write(run / "settings.yaml", "new")
+        atomic_write(run / "shards" / "0", "new")
+        raise error
+    if forced or isinstance(error, DataError):
+        assert everything(tmp_path) == before
+        assert forced or not list(tmp_path.iterdir())
+    else:  # what was made is whole or absent, and --resume goes on from there
+        assert everything(tmp_path) == {
+            "deep/down/model.run/settings.yaml": "new",
+            "deep/down/model.run/shards/0": "new",
+        }
+
+
+def test_a_run_that_fails_later_is_kept_and_says_how_to_go_on(tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    atomic_write(out / "lineage.json", "old")
+    with pytest.raises(
+        TrainingError, match=r"it broke\. .*model\.run keeps .* --resume .* --force"
+    ) as raised:
+        with claimed(out, force=True, resumable=True, began="choices.json") as run:
+            atomic_write(run / "choices.json", "new")
+            raise TrainingError("it broke")
+    assert raised.value.exit_code == 1 and everything(tmp_path) == {"model.run/choices.json": "new"}
+    for told in (Interrupted("go on with --resume"), UsageError("not so")):
+        with (
+            pytest.raises(LangmillError) as plain,
+            claimed(out, resume=True, resumable=True, began="choices.json"),
+        ):
+            raise told
+        assert str(plain.value) in ("go on with --resume", "not so")
+    assert everything(tmp_path) == {"model.run/choices.json": "new"}
+
+
+def test_what_a_killed_run_put_aside_comes_back(tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    for path in (out / "lineage.json", run_folder(out) / "report.json"):
+        atomic_write(path, "old")
+    with claimed(out, force=True, began="choices.json") as run:
+        atomic_write(run / "settings.yaml", "new")
+        shutil.copytree(run, tmp_path / "killed")
+    shutil.rmtree(run, ignore_errors=True)
+    shutil.copytree(tmp_path / "killed", run)
+    shutil.rmtree(tmp_path / "killed")
+    with pytest.raises(DataError), claimed(out, force=True, began="choices.json"):
+        raise DataError("no row")
+    assert everything(tmp_path) == {"model/lineage.json": "old", "model.run/report.json": "old"}
 
 
 def test_our_json_knows_its_kind_and_version(tmp_path: Path) -> None:

@@ -343,3 +343,11 @@ def test_a_changed_task_is_no_resume() -> None:
     place = TaskRows(one, np.arange(30), 24, 1, 0).state()
     with pytest.raises(CheckpointError, match="task"):
         TaskRows(other, np.arange(30), 24, 1, 0).restore(place)
+
+
+def test_the_windows_of_a_long_text_share_its_key() -> None:
+    """Thousands of windows of a megabyte each would hold gigabytes."""
+    keys = ["a long text" * 9, "another"]
+    texts = Texts.of([Text(str(i), [i], key=f"{keys[i % 2]}") for i in range(6)] + [Text("6", [6])], PAD)
+    assert len({id(key) for key in texts.keys}) == 3
+    assert [key.decode() for key in texts.keys[:2]] == keys

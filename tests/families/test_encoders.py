@@ -171,6 +171,42 @@ def test_decoders_that_classify_agree_with_transformers(kind: str, tmp_path: Pat
     same_files(tmp_path / "theirs", tmp_path / "ours")
 
 
+@pytest.mark.parametrize("name", ["bart", "bart-scaled"])
+@pytest.mark.parametrize("problem", ["classify", "multilabel", "regress"])
+@torch.no_grad()
+def test_a_bart_that_classifies_agrees_with_transformers(name: str, problem: str, tmp_path: Path) -> None:
+    """It reads each text twice, and its score is of the last eos; alone, padded or packed."""
+    kind = {"classify": "single_label_classification", "multilabel": "multi_label_classification"}
+    more = {"num_labels": 1 if problem == "regress" else 3, "problem_type": kind.get(problem, "regression")}
+    theirs = reference(name, HEADS["classify"], tmp_path / "theirs", **more)
+    ours = folder.load_model(tmp_path / "theirs")
+    assert ours.config.head.task == problem
+    lengths, pad, eos = [20, 7, 2], theirs.config.pad_token_id, theirs.config.eos_token_id
+    texts = [torch.cat([torch.randint(3, 97, (length - 1,)), torch.tensor([eos])]) for length in lengths]
+    rows = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True, padding_value=pad)
+    inside = torch.arange(20)[None] < torch.tensor(lengths)[:, None]
+    expected = theirs(rows, attention_mask=inside.long()).logits
+    torch.testing.assert_close(ours(rows, documents_BT=inside.int()), expected, atol=1e-5, rtol=0)
+    alone = torch.cat([ours(text[None]) for text in texts])
+    torch.testing.assert_close(alone, expected, atol=1e-5, rtol=0)
+    packed = torch.cat([*texts, torch.tensor([pad, pad])])[None]
+    documents = torch.tensor([[1] * 20 + [2] * 7 + [3] * 2 + [0] * 2])
+    torch.testing.assert_close(ours(packed, documents_BT=documents), expected, atol=1e-5, rtol=0)
+    folder.save(ours, None, tmp_path / "ours")
+    same_files(tmp_path / "theirs", tmp_path / "ours")
+    again = HEADS["classify"].from_pretrained(tmp_path / "ours").eval()
+    assert type(again) is type(theirs)
+    torch.testing.assert_close(again(rows, attention_mask=inside.long()).logits, expected, atol=1e-6, rtol=0)
+
+
+def test_a_bart_that_answers_is_refused_by_name(tmp_path: Path) -> None:
+    reference("bart", HEADS["answer"], tmp_path)
+    with pytest.raises(
+        ModelError, match="write and that classify are supported, not BartForQuestionAnswering"
+    ):
+        folder.load_model(tmp_path)
+
+
 def test_a_whole_pretraining_file_loads(tmp_path: Path) -> None:
     """The hub's BERT files hold the pooler, next-sentence scores and the tied matrix once more."""
     theirs = reference("bert", transformers.AutoModelForMaskedLM, tmp_path)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
+from tokenizers import Tokenizer as Backend
+from tokenizers.processors import TemplateProcessing
 
 from langmill.apps import answer, classify, embed, tag, translate
 from langmill.common import settings as s
@@ -21,6 +25,7 @@ from langmill.jobs import finetune
 from langmill.model.config import Head, Learned, ModelConfig, Sinusoidal, StackConfig, Tokens
 from langmill.model.init import init_
 from langmill.model.transformer import Transformer
+from langmill.text.tasks import Limit, encode_texts
 from langmill.text.tokenizer import Tokenizer
 
 TOPICS = {
@@ -93,7 +98,7 @@ def written(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
-    """A BERT and a Marian of random weights, and the rows of every task."""
+    """A BERT, a Marian and a BART of random weights, and the rows of every task."""
     folder = tmp_path_factory.mktemp("tasks")
     rows = {
         "classify": texts(),
@@ -124,12 +129,29 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]
         decoder_input=Tokens(vocab, 64, scale=48**0.5, start=tokenizer.pad_id),
         head=Head(vocab, True, True),
     )
-    for name, config in (("bert", reader), ("marian", writer)):
+    learned: dict[str, Any] = {**shape, "norm_eps": 1e-5, "position": Learned(2)}
+    both = ModelConfig(
+        encoder=StackConfig(**learned, causal=False),
+        encoder_input=Tokens(vocab, 64, norm=True),
+        decoder=StackConfig(**learned, cross=True),
+        decoder_input=Tokens(vocab, 64, norm=True, start=tokenizer.eos_id),
+        head=Head(vocab, True, True),
+    )
+    for name, config in (("bert", reader), ("marian", writer), ("bart", both)):
         model = Transformer(config)
         init_(model, 0)
-        save(model, tokenizer, folder / name)
+        save(model, framed(tokenizer) if name == "bart" else tokenizer, folder / name)
         found[name] = folder / name
     yield found
+
+
+def framed(tokenizer: Tokenizer) -> Tokenizer:
+    """The same with eos around every text, as BART's puts it."""
+    backend, end = Backend.from_str(tokenizer.to_json()), "<|endoftext|>"
+    backend.post_processor = TemplateProcessing(
+        f"{end} $A {end}", f"{end} $A {end} {end} $B {end}", [(end, backend.token_to_id(end))]
+    )
+    return Tokenizer(backend, tokenizer.specials)
 
 
 def taught(
@@ -162,6 +184,27 @@ def test_classify(places: dict[str, Path], tmp_path: Path) -> None:
     page = (tmp_path / "out.run/report.html").read_text(encoding="utf-8")
     assert "What is taken for what" in page and "Each label" in page
     assert "the ship" not in (tmp_path / "out/README.md").read_text(encoding="utf-8")
+
+
+def test_a_bart_classifies_by_the_state_of_its_last_token(places: dict[str, Path], tmp_path: Path) -> None:
+    report = taught(places, "classify", tmp_path / "out", "num_train_epochs=6", base="bart")
+    assert report.figures["macro_f1"] > 0.9 > 0.5 > report.figures["majority"]
+    asked = ["the ship near a wave", "牛 by the barn"]
+    found = results(classify.run, "ClassifySettings", tmp_path / "out", *asked)
+    assert [one["label"] for one in found] == ["sea", "farm"]
+    theirs = transformers.BartForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    ids = encode_texts(Tokenizer.load(tmp_path / "out"), asked[:1], Limit(64), Counter())[0].ids
+    shares = theirs(torch.tensor([ids])).logits.softmax(-1)[0].tolist()
+    assert shares == pytest.approx([found[0]["scores"][name] for name in ("farm", "sea", "sky")], abs=1e-5)
+    with pytest.raises(ModelError, match="cannot translate"):
+        results(translate.run, "TranslateSettings", tmp_path / "out", "a text")
+    with pytest.raises(ModelError, match="cannot translate"):
+        taught({**places, "taught": tmp_path / "out"}, "translate", tmp_path / "b", base="taught")
+    with pytest.raises(ModelError, match="models of type bart cannot tag"):
+        taught(places, "tag", tmp_path / "c", base="bart")
+    save(load(places["bart"])[0], load(places["bert"])[1], tmp_path / "bare")
+    with pytest.raises(ModelError, match="by its last token, eos, and the tokenizer does not put one there"):
+        taught({**places, "bare": tmp_path / "bare"}, "classify", tmp_path / "d", base="bare")
 
 
 def test_a_killed_run_goes_on_to_the_same_weights(places: dict[str, Path], tmp_path: Path) -> None:
@@ -289,7 +332,7 @@ def test_what_cannot_be_taught_is_refused(places: dict[str, Path], tmp_path: Pat
         taught(places, "translate", tmp_path / "c")
     with pytest.raises(ModelError, match="was not taught to classify"):
         results(classify.run, "ClassifySettings", places["bert"], "a text")
-    with pytest.raises(ModelError, match="bart cannot classify"):
+    with pytest.raises(ModelError, match="marian cannot classify"):
         taught(places, "classify", tmp_path / "d", base="marian")
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(DataError, match="there is nothing in it"):

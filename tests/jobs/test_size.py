@@ -17,7 +17,7 @@ sizes = st.floats(6, 10.5).map(lambda power: round(10**power))
 def test_any_count_is_met(count: int, family: str, share: float) -> None:
     vocab = max(300, int(share * min(largest_vocabulary(count), 200_000)))
     config, train = resolve(ModelSettings(family=family, size=str(count)), TrainSettings(), vocab)
-    assert abs(parameters(config) / count - 1) < 0.08
+    assert abs(parameters(config) / count - 1) < 0.09
     if isinstance(config, ModelConfig):
         assert (
             config.decoder.dim % 64 == 0 and config.decoder.hidden % 64 == 0 and config.decoder.head_dim == 64
@@ -53,7 +53,7 @@ def test_encoders_and_pairs_are_as_large_as_asked_and_other_tools_know_them(
     vocab = max(300, int(share * min(largest_vocabulary(count), 200_000)))
     model, train = ModelSettings(family=family, size=str(count)), TrainSettings(objective=objective)
     config, train = resolve(model, train, vocab, start=1)
-    assert isinstance(config, ModelConfig) and abs(parameters(config) / count - 1) < 0.08
+    assert isinstance(config, ModelConfig) and abs(parameters(config) / count - 1) < 0.09
     theirs, _ = export_config(config)
     assert theirs["model_type"] == {"t5": "mt5"}.get(family, family)
     assert [tokens.start for _, tokens in config.stacks] == ([None] if family == "bert" else [None, 1])

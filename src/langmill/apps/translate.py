@@ -39,7 +39,7 @@ def run(settings: TranslateSettings, *, quiet: bool = False, as_json: bool = Fal
 
 def checked(model: Model, where: str) -> Transformer:
     """ModelError where a model does not read before it writes."""
-    if not isinstance(model, Transformer) or model.config.encoder is None or model.config.decoder is None:
+    if not isinstance(model, Transformer) or len(model.config.stacks) < 2 or model.config.rereads:
         raise ModelError(f"{where} cannot translate: an encoder-decoder such as Marian, BART or T5 is needed")
     return model
 

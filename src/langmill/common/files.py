@@ -15,6 +15,7 @@ from typing import IO, Any, Self
 
 from langmill.common.errors import DataError, LangmillError, UsageError
 
+REPLACED = "replaced"  # in a run folder: what --force replaces, until the new run has begun
 # A folder holding one of these was written by Langmill, so `--force` may replace it.
 OURS = {"lineage.json", "shards.json", "tokenizer.json"}
 STARTED = {
@@ -150,27 +151,68 @@ def run_lock(out: Path) -> Lock:
     return Lock(run_folder(out) / "lock")
 
 
-def claim_out(
+@contextlib.contextmanager
+def claimed(
     out: Path,
     resume: bool = False,
     force: bool = False,
     resumable: bool = False,
     inputs: Sequence[str | Path | None] = (),
-) -> None:
-    """Refuse an `out` that exists, unless the run is resumed or forced; forced, the old one is removed.
+    began: str = "",
+) -> Iterator[Path]:
+    """Yield the locked run folder of a run that writes `out`, which is refused where it exists and is neither resumed
+    nor forced; a run folder that holds nothing else is gone afterwards.
 
-    Empty folders, and a run folder whose run ended before it made anything, are no obstacle. Only a folder
-    that Langmill wrote is ever removed, and never while a running process holds it. The run folder beside it
-    goes too. `resumable` says whether the command has a --resume to speak of. `inputs` are what the run reads
-    (None: nothing): forced, an `out` that holds one of them is refused.
+    Forced, what is there is put aside, and deleted when the block ends or the training loop starts. Where the block
+    fails before the file `began` stands in the run folder (""; anywhere), all is as it was, but for a `resumable` run
+    that was killed or met a fault of the machine: it keeps what it made. A later error is told how to go on.
+    Only a folder that Langmill wrote is put aside, and never what a running process holds or the run reads (`inputs`).
     """
-    run = run_folder(out)
     if resume and force:
         raise UsageError("--resume goes on with what is there and --force removes it: give one of them")
+    run = run_folder(out)
+    there = next(folder for folder in run.absolute().parents if folder.exists())
+    goes_on = resume and run.is_dir()
+    with run_lock(out):
+        try:
+            if not resume:
+                _recover(out, run, began)
+                _check_out(out, force, resumable, inputs)
+                _put_aside(out, run)
+            with _undone(out, run, resumable, began, goes_on):
+                yield run
+        finally:
+            if not _names(run) - {"lock"}:
+                _remove_new(run.absolute(), there)
+
+
+@contextlib.contextmanager
+def _undone(out: Path, run: Path, resumable: bool, began: str, goes_on: bool) -> Iterator[None]:
+    """See `claimed`. goes_on: what is there was made by an earlier start of the same run."""
+    try:
+        yield
+    except BaseException as error:
+        if began and (run / began).exists():
+            shutil.rmtree(run / REPLACED, ignore_errors=True)
+            _advise(error, run, resumable)
+        elif not goes_on and (isinstance(error, LangmillError) or not resumable or (run / REPLACED).exists()):
+            _put_back(out, run)
+        raise
+    shutil.rmtree(run / REPLACED, ignore_errors=True)
+
+
+def claim_out(
+    out: Path, force: bool = False, resumable: bool = False, inputs: Sequence[str | Path | None] = ()
+) -> None:
+    """Refuse an `out` that exists as `claimed` does; forced, what is there is removed at once."""
+    with claimed(out, False, force, resumable, inputs):
+        pass
+
+
+def _check_out(out: Path, force: bool, resumable: bool, inputs: Sequence[str | Path | None]) -> None:
+    run = run_folder(out)
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file, and this writes a folder: choose another --out")
-    if resume:
-        return
     taken = [folder for folder in (out, run) if _names(folder) - STARTED]
     if taken and not force:
         go_on = "go on with --resume, " if resumable else ""
@@ -185,12 +227,55 @@ def claim_out(
     for place in (Path(given).resolve() for given in inputs if given is not None):
         if place.exists() and any(folder in (place, *place.parents) for folder in gone):
             raise UsageError(f"--force would remove {place}, which this run reads: choose another --out")
-    if run.exists():
-        with run_lock(out):  # a run that goes on is not to be disturbed
-            pass
-        shutil.rmtree(run)
+
+
+def _put_aside(out: Path, run: Path) -> None:
+    """`out` and what the run folder holds go into a folder of the latter, by renaming alone."""
+    old = run / REPLACED
+    names = _names(run) - {"lock"}
+    if names or out.exists():
+        (old / "run").mkdir(parents=True)
+    for name in names:
+        (run / name).rename(old / "run" / name)
     if out.exists():
-        shutil.rmtree(out)
+        out.rename(old / "out")
+
+
+def _put_back(out: Path, run: Path) -> None:
+    """Remove what the run made; what was put aside returns."""
+    old = run / REPLACED
+    for made in (out, *(run / name for name in _names(run) - {"lock", REPLACED})):
+        shutil.rmtree(made) if made.is_dir() else made.unlink(missing_ok=True)
+    for name in _names(old / "run"):
+        (old / "run" / name).rename(run / name)
+    if (old / "out").exists():
+        (old / "out").rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _recover(out: Path, run: Path, began: str) -> None:
+    """What a run put aside that was killed before it began comes back; after that it was not wanted any more."""
+    if (run / REPLACED).exists() and began and (run / began).exists():
+        shutil.rmtree(run / REPLACED)
+    elif (run / REPLACED).exists():
+        _put_back(out, run)
+
+
+def _advise(error: BaseException, run: Path, resumable: bool) -> None:
+    """Add to an error of a run under way how to go on, where it does not say so itself."""
+    fault = isinstance(error, LangmillError) and not isinstance(error, UsageError)
+    if fault and resumable and "--resume" not in str(error):
+        more = f"{run} keeps what was done: --resume goes on with the same settings, --force starts anew"
+        error.args = (f"{error}. {more}", *error.args[1:])
+
+
+def _remove_new(folder: Path, there: Path) -> None:
+    """Remove a run folder, and those above it that are empty and were made with it, up to the one that was there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for above in folder.parents:
+        if above == there or _names(above):
+            break
+        above.rmdir()
 
 
 def written_here(folder: Path) -> bool:

@@ -77,8 +77,9 @@ class Examples:
 
 def apart(contents: Iterable[bytes], holdout: float) -> tuple[Ints, Ints]:
     """(training, held-out) numbers by the hash of each content, so that equal ones stand on one side."""
-    digests = (hashlib.blake2b(content, digest_size=8).digest() for content in contents)
-    hashes = np.array([int.from_bytes(digest, "little") >> 1 for digest in digests], dtype=np.int64)
+    every = list(contents)
+    digests = {content: hashlib.blake2b(content, digest_size=8).digest() for content in set(every)}
+    hashes = np.array([int.from_bytes(digests[content], "little") >> 1 for content in every], dtype=np.int64)
     order = np.unique(hashes)
     none = holdout == 0 or len(order) < 2
     count = 0 if none else min(len(order) - 1, max(1, round(holdout * len(order))))

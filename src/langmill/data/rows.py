@@ -60,8 +60,10 @@ class Texts:
         if any(text.types is not None for text in kept):
             parts = [np.zeros(len(text.ids)) if text.types is None else text.types for text in kept]
             types = np.concatenate(parts).astype(np.int8)
+        # Once for a text: a long one has thousands of windows.
+        encoded = {key: key.encode() for key in {text.key for text in kept} if key is not None}
         keys = tuple(
-            part.tobytes() if text.key is None else text.key.encode()
+            part.tobytes() if text.key is None else encoded[text.key]
             for part, text in zip(ids, kept, strict=True)
         )
         together, starts = joined(ids, np.int32)

@@ -244,9 +244,11 @@ def read_translations(
     make: Callable[[TranslationRow], T],
     fields: Fields | None = None,
     languages: tuple[str, str] | None = None,
+    check: Callable[[str, str], str] | None = None,
 ) -> Iterator[T]:
     """`make` of every row of "translate". languages: source and target, as "translation" names them; where None those
-    of the first row, in its order. A row with other languages, an empty side or two equal sides is dropped."""
+    of the first row, in its order. A row with other languages, an empty side or two equal sides is dropped, and one of
+    which `check(text, its language's name)` says why a side is in another language."""
     at, known = names_of("translate", fields), languages
 
     def parse(where: str, row: Row) -> T:
@@ -266,6 +268,9 @@ def read_translations(
         source, target = (text_of(sides, name) for name in names)
         if source.strip() == target.strip():
             raise Unusable("source equal to target", source[:200])
+        for side, text, name in zip(("source", "target"), (source, target), names, strict=True):
+            if check is not None and (why := check(text, name)):
+                raise Unusable(f"{side} in another language", why)
         return make(TranslationRow(where, source, target))
 
     yield from read_files("translate", paths, ledger, parse, at)

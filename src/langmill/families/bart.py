@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from langmill.common.errors import ModelError
-from langmill.families.heads import task_of
+from langmill.families.heads import ENDINGS, described, labels_of, task_of
 from langmill.families.weights import (
     MOST_LAYERS,
     Rule,
@@ -19,12 +20,13 @@ from langmill.families.weights import (
     rule,
     token,
 )
-from langmill.model.config import Head, Learned, ModelConfig, Sinusoidal, StackConfig, Tokens
+from langmill.model.config import Head, Learned, ModelConfig, Sinusoidal, StackConfig, Task, Tokens
 
 MODEL_TYPES = ("bart", "marian")
 PREFIX = "model."
 HEAD = "lm_head.weight"
-OUTSIDE = ("lm_head.", "final_logits_bias")
+OUTSIDE = ("lm_head.", "final_logits_bias", "classification_head.")
+SCORED = ("classify", "multilabel", "regress")
 OFFSET = 2  # rows of BART's position tables that nothing uses, since fairseq counted padding
 IGNORED = (
     r"model\.(encoder|decoder)\.embed_tokens\.weight",  # the shared embedding again
@@ -63,10 +65,10 @@ def config(theirs: Mapping[str, Any]) -> ModelConfig:
         normalize_embedding=kind == "bart",
         static_position_embeddings=kind == "marian",
     )
-    if task_of(theirs, "text") != "text":
-        raise ModelError(
-            f"config.json: of {kind}, the model that writes is supported, not {theirs['architectures'][0]}"
-        )
+    task = task_of(theirs, "text")
+    if task != "text" and (kind != "bart" or task not in SCORED):
+        fitting = "models that write and that classify are" if kind == "bart" else "model that writes is"
+        raise ModelError(f"config.json: of {kind}, the {fitting} supported, not {theirs['architectures'][0]}")
     dim, vocab = number(theirs, "d_model", 1024), number(theirs, "vocab_size", 50265)
     refuse(theirs, decoder_vocab_size=vocab)
     scale = dim**0.5 if flag(theirs, "scale_embedding", False) else 1.0
@@ -79,8 +81,21 @@ def config(theirs: Mapping[str, Any]) -> ModelConfig:
         encoder_input=Tokens(vocab, length, norm=kind == "bart", scale=scale),
         decoder=_stack(theirs, "decoder", kind, dim),
         decoder_input=Tokens(vocab, length, norm=kind == "bart", scale=scale, start=start),
-        head=Head(vocab, True, True),
+        head=Head(vocab, True, True) if task == "text" else _scored(task, labels_of(theirs)),
     )
+
+
+def _scored(task: Task, labels: tuple[str, ...]) -> Head:
+    """On the state of a text's last token, eos, of which the decoder has read all tokens before (section 3.2)."""
+    return Head(len(labels), False, True, "tanh", pool="last", task=task, labels=labels)
+
+
+def with_task(c: ModelConfig, task: Task, labels: tuple[str, ...]) -> ModelConfig:
+    """The same stacks with the head for another task; ModelError where other tools have no such head."""
+    if task not in SCORED or isinstance(c.main.position, Sinusoidal):
+        kind = "marian" if isinstance(c.main.position, Sinusoidal) else "bart"
+        raise ModelError(f"models of type {kind} cannot {task}: choose an encoder such as BERT, or a decoder")
+    return replace(c, head=_scored(task, labels))
 
 
 def _stack(theirs: Mapping[str, Any], side: str, kind: str, dim: int) -> StackConfig:
@@ -107,12 +122,12 @@ def _stack(theirs: Mapping[str, Any], side: str, kind: str, dim: int) -> StackCo
 def export(c: ModelConfig) -> dict[str, Any] | None:
     """Our shape as the `config.json` of the one that can express it; None where neither can."""
     e, d, read = c.encoder, c.decoder, c.encoder_input
-    if e is None or d is None or read is None:
+    if e is None or d is None or read is None or c.head is None:
         return None
     kind, name = (
         ("marian", "MarianMTModel")
         if isinstance(d.position, Sinusoidal)
-        else ("bart", "BartForConditionalGeneration")
+        else ("bart", "Bart" + ENDINGS.get(c.head.task, "ForConditionalGeneration"))
     )
     names = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
     back: dict[str, Any] = {
@@ -128,6 +143,7 @@ def export(c: ModelConfig) -> dict[str, Any] | None:
         "forced_eos_token_id": None,
         # none by default here; said, so that other tools continue the same way
         "dropout": 0.0,
+        **described(c.head),
     }
     if kind == "marian":
         back["pad_token_id"] = c.input.start  # Marian begins with the padding id
@@ -151,6 +167,10 @@ def rules(c: ModelConfig) -> tuple[Rule, ...]:
             names += _attention("encoder_attn", "cross") + linear("encoder_attn_layer_norm", "cross_norm")
         names += linear("fc1", "mlp.up") + linear("fc2", "mlp.down") + linear("final_layer_norm", "mlp_norm")
         found += layers(stack.layers, where + "layers.{}.", side + ".blocks.{}.", names)
+    if c.head is not None and c.head.task != "text":
+        names = linear("classification_head.dense", "head_dense")
+        names += linear("classification_head.out_proj", "head")
+        return (*found, *(rule(*pair) for pair in names))
     bias = Rule("final_logits_bias", ("output_bias" if c.tied else "head.bias",), row=True)
     return (*found, bias, *(() if c.tied else (rule(HEAD, "head.weight"),)))
 

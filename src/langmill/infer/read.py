@@ -102,9 +102,8 @@ def _read(
 
 def _checked(model: Model, pools: bool | None) -> Transformer:
     """The model, if it is a Transformer that reads texts by itself and whose head pools or not as is needed."""
-    if not isinstance(model, Transformer) or (
-        model.config.encoder is not None and model.config.decoder is not None
-    ):
+    whole = isinstance(model, Transformer) and pools and model.config.rereads
+    if not isinstance(model, Transformer) or (len(model.config.stacks) > 1 and not whole):
         raise ModelError("this model cannot score texts: an encoder or a decoder alone is needed")
     head = model.config.head
     if pools is not None and (head is None or (head.pool is not None) != pools):

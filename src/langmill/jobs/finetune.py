@@ -20,7 +20,7 @@ from typing import Any
 from langmill.adapt.lora import adapt
 from langmill.common.configure import save_settings
 from langmill.common.errors import DataError, ModelError, SettingsError, UsageError
-from langmill.common.files import atomic_folder, claim_out, read_json, run_folder, run_lock, write_json
+from langmill.common.files import atomic_folder, claimed, read_json, write_json
 from langmill.common.metrics import Report
 from langmill.common.progress import track
 from langmill.common.settings import FinetuneSettings, FinetuneTrainSettings, ModelSettings, TrainSettings
@@ -35,7 +35,7 @@ from langmill.infer.ready import find_device
 from langmill.jobs import memory
 from langmill.jobs.answers import Answer, ask
 from langmill.jobs.foretell import foretold
-from langmill.jobs.resume import finished, settled
+from langmill.jobs.resume import BEGAN, finished, settled
 from langmill.jobs.size import resolve
 from langmill.jobs.work import mean_loss
 from langmill.model.config import LSTMConfig, ModelConfig
@@ -93,9 +93,7 @@ def run(settings: FinetuneSettings, *, quiet: bool = False) -> Report:
     if not settings.resume:
         _check(settings)
     inputs = [settings.model, *settings.data, settings.template]
-    claim_out(settings.out, settings.resume, settings.force, resumable=True, inputs=inputs)
-    folder = run_folder(settings.out)
-    with run_lock(settings.out):
+    with claimed(settings.out, settings.resume, settings.force, True, inputs, BEGAN) as folder:
         settings = settled(settings, folder)
         if settings.method is None and settings.task in ("chat", "prefer"):
             settings = settings.model_copy(update={"method": "lora"})

@@ -22,11 +22,12 @@ from langmill.common.metrics import Metrics, Report
 from langmill.common.settings import FinetuneSettings
 from langmill.data.pipeline import Ledger
 from langmill.data.rows import tokens_of
-from langmill.families.folder import Model, save
+from langmill.families.folder import Model, check_match, save
 from langmill.infer.ready import find_device
 from langmill.jobs import memory, results
 from langmill.jobs.card import Text, shape
 from langmill.jobs.card import lineage as lineage_of
+from langmill.jobs.finetune import left_out
 from langmill.jobs.foretell import foretold
 from langmill.jobs.report import (  # fmt: skip
     Html,
@@ -40,6 +41,7 @@ from langmill.jobs.report import (  # fmt: skip
     seconds_shown,
     shown,
     speed_chart,
+    text,
 )
 from langmill.jobs.work import Prepare, Scored, Work, chosen, rows_of, scored
 from langmill.model.count import parameters
@@ -88,6 +90,7 @@ def run(
     work = prepare_for(settings.task)(
         settings, readable(model), tokenizer, Ledger(folder / "errors.jsonl"), quiet
     )
+    check_match(work.model.config, tokenizer, settings.model)
     device = find_device(settings.train.device)
     settings = settings.model_copy(
         update={"method": "full", "train": chosen(settings, work, device.type == "cpu")}
@@ -201,10 +204,17 @@ def _report(
     words += [", ".join(f"{count:,} {what}" for what, count in work.counted.items() if count)] * any(
         work.counted.values()
     )
+    words += aside(work)
     words += [f"report: {folder / 'report.html'}", f"next: {work.use[0][1]}"]
     page = _page(settings, work, outcome, held, found, folder)
-    extra = {"ledger": work.ledger.as_dict(), **work.facts, **held.extra}
+    extra = {"ledger": work.ledger.as_dict(), "note": work.note, **work.facts, **held.extra}
     return results.publish(settings.out, folder, page, counts, found, "\n".join(words), extra, seconds)
+
+
+def aside(work: Work) -> list[str]:
+    """Lines about the rows that were left out, and what was not looked at."""
+    dropped = left_out(work.ledger)
+    return [f"left out: {dropped}"] * bool(dropped) + [f"note: {work.note}"] * bool(work.note)
 
 
 def _page(
@@ -223,10 +233,11 @@ def _page(
         if name in found
     ]
     tiles.append(Tile("speed", f"{outcome.tokens_per_second:,.0f}/s", f"tokens; {outcome.choices.dtype}"))
+    noted = [text(work.note, note=True)] if work.note else []
     sections: list[tuple[str, Html]] = [
         *held.sections,
         ("How it learned", join(loss_chart(rows), speed_chart(rows))),
-        (f"The {work.what}", ledger(work.ledger.as_dict())),
+        (f"The {work.what}", join(ledger(work.ledger.as_dict()), *noted)),
         *results.closing(outcome.choices.why, work.use, settings.model_dump(mode="json")),
     ]
     kicker = f"langmill finetune, {settings.task} · {time.strftime('%d %B %Y')} · {machine()}"

@@ -21,7 +21,7 @@ import torch
 
 from langmill.common.configure import save_settings
 from langmill.common.errors import ModelError, UsageError
-from langmill.common.files import claim_out, read_json, run_folder, run_lock, write_json
+from langmill.common.files import claimed, read_json, write_json
 from langmill.common.metrics import Report
 from langmill.common.settings import PretrainSettings, QuickstartSettings
 from langmill.data.batches import Packed
@@ -51,7 +51,7 @@ from langmill.jobs.pretrain_task import (
 from langmill.jobs.pretrain_task_report import card as guesser_card
 from langmill.jobs.pretrain_task_report import write_guesses
 from langmill.jobs.results import Entrant
-from langmill.jobs.resume import finished, settled
+from langmill.jobs.resume import BEGAN, finished, settled
 from langmill.jobs.size import family_of, largest_vocabulary, resolve, target
 from langmill.model.config import Config, LSTMConfig
 from langmill.model.init import init_
@@ -107,9 +107,7 @@ def run(settings: PretrainSettings, *, quiet: bool = False) -> Report:
     if not settings.resume:  # then the text has perhaps been read already
         _check(settings)
     inputs = [*settings.path, settings.from_model, settings.tokenizer.path]
-    claim_out(settings.out, settings.resume, settings.force, resumable=True, inputs=inputs)
-    folder = run_folder(settings.out)
-    with run_lock(settings.out):
+    with claimed(settings.out, settings.resume, settings.force, True, inputs, BEGAN) as folder:
         settings = settled(settings, folder)
         if settings.resume and (done := finished(settings.out, settings.out / "config.json", folder)):
             return done

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from langmill.common.configure import save_settings
 from langmill.common.errors import Interrupted
-from langmill.common.files import claim_out, run_folder, run_lock
+from langmill.common.files import claimed
 from langmill.common.metrics import Report
 from langmill.common.progress import track
 from langmill.common.settings import ModelSettings, QuickstartSettings, TokenizerSettings, TrainSettings
@@ -27,6 +27,7 @@ from langmill.jobs.pretrain import export, fresh
 from langmill.jobs.probe import Cost, here
 from langmill.jobs.quickstart_report import write_report
 from langmill.jobs.results import Entrant
+from langmill.jobs.resume import BEGAN
 from langmill.jobs.size import lstm_of, resolve
 from langmill.model.config import Config
 from langmill.model.count import parameters
@@ -60,9 +61,7 @@ def run(settings: QuickstartSettings, *, quiet: bool = False) -> Report:
     """
     started = time.monotonic()
     check_paths(settings.text)
-    claim_out(settings.out, force=settings.force, inputs=settings.text)
-    folder = run_folder(settings.out)
-    with run_lock(settings.out):
+    with claimed(settings.out, force=settings.force, inputs=settings.text, began=BEGAN) as folder:
         save_settings(settings, folder / "settings.yaml")
         corpus, notes = read(settings, folder, quiet)
         try:

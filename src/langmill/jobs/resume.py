@@ -14,6 +14,7 @@ from langmill.common.settings import Settings
 # A resumed run may differ in these; every other setting that is given again must be as it was.
 FREE = frozenset({"resume", "force", "out", "track", "train.save_every", "train.eval_every", "train.keep_last",
                   "train.log_every", "train.non_finite", "train.device"})  # fmt: skip
+BEGAN = "choices.json"  # the first file that the training loop writes: a run that has it can go on
 S = TypeVar("S", bound=Settings)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from langmill.common.files import claim_out, run_folder, run_lock
+from langmill.common.files import claimed
 from langmill.common.metrics import Report
 from langmill.common.settings import ShardsSettings
 from langmill.data.readers import check_paths
@@ -18,9 +18,9 @@ def run(settings: ShardsSettings, *, quiet: bool = False) -> Report:
     """
     check_paths(settings.path)
     tokenizer = find(settings.tokenizer)
-    claim_out(settings.out, force=settings.force, inputs=[*settings.path, settings.tokenizer])
-    errors = run_folder(settings.out) / "errors.jsonl"
-    with run_lock(settings.out):
+    inputs = [*settings.path, settings.tokenizer]
+    with claimed(settings.out, force=settings.force, inputs=inputs) as folder:
+        errors = folder / "errors.jsonl"
         source = corpus.files(settings.path, settings.data)
         shards = corpus.make_shards(source, tokenizer, settings.out, settings.data, errors, quiet)
         tokenizer.save(settings.out)

@@ -55,8 +55,9 @@ def prepare(
     labels = Labels.of((row.label for row, _ in read), t.kind)
     items, owners = [], []
     for number, (row, documents) in enumerate(read):
+        key = repr(row.text)
         for document in documents:
-            items.append(Text(row.where, document.ids, document.types, key=repr(row.text)))
+            items.append(Text(row.where, document.ids, document.types, key=key))
             owners.append(number)
     targets = [labels.target(row.label) for row, _ in read]
     source = Labelled.of(items, [targets[owner] for owner in owners], tokenizer.fill_id)

@@ -12,7 +12,7 @@ from langmill.data.items import Contrasted, Labelled, Spanned, Tagged, Translate
 from langmill.data.pipeline import Ledger
 from langmill.data.rows import Texts
 from langmill.families.folder import Model
-from langmill.jobs.finetune_task import prepare_for, readable
+from langmill.jobs.finetune_task import aside, prepare_for, readable
 from langmill.jobs.work import Work
 from langmill.text.tokenizer import Tokenizer
 
@@ -24,7 +24,8 @@ def preview(settings: FinetuneSettings, model: Model, tokenizer: Tokenizer, quie
     items = [f"{work.source.name(number)}\n{shown(work, tokenizer, number)}" for number in numbers]
     counts = {"trained": len(work.train), "held_out": len(work.held), **work.counted}
     told = ", ".join(f"{count:,} {what.replace('_', ' ')}" for what, count in counts.items())
-    return Report(None, counts, {}, "\n\n".join([*items, told]), {"ledger": work.ledger.as_dict()})
+    lines = "\n".join([told, *aside(work)])
+    return Report(None, counts, {}, "\n\n".join([*items, lines]), {"ledger": work.ledger.as_dict()})
 
 
 def shown(work: Work, tokenizer: Tokenizer, number: int) -> str:

@@ -47,13 +47,9 @@ def prepare(
         read = list(read_words(settings.data, ledger, make))
     labels = Labels.of([OUTSIDE, *(tag for row, _ in read for tag in row.tags)], "tag")
     windows = [(number, window) for number, (_, own) in enumerate(read) for window in own]
+    keys = [repr(row.words.text) for row, _ in read]
     items = [
-        Text(
-            read[number][0].where,
-            window.encoded.ids,
-            window.encoded.types,
-            key=repr(read[number][0].words.text),
-        )
+        Text(read[number][0].where, window.encoded.ids, window.encoded.types, key=keys[number])
         for number, window in windows
     ]
     tags = [tag_targets(window, read[number][0].tags, labels) for number, window in windows]

@@ -15,6 +15,7 @@ from langmill.common.errors import ModelError
 from langmill.common.progress import track
 from langmill.common.settings import FinetuneSettings
 from langmill.data.items import Translated
+from langmill.data.languages import Languages
 from langmill.data.pipeline import Ledger
 from langmill.data.rows import TaskRows, Text
 from langmill.data.tasks import TranslationRow, read_translations
@@ -42,13 +43,15 @@ def prepare(
 ) -> Work:
     """Rows to items; pairs that share a text on either side are on one side of the split."""
     decoder = model.config.decoder_input
-    if decoder is None or model.config.encoder is None or decoder.start is None:
+    if decoder is None or decoder.start is None or model.config.encoder is None or model.config.rereads:
         raise ModelError(
             f"{settings.model} cannot translate: take an encoder-decoder (Marian, BART, T5), or make one with "
             "langmill pretrain --objective denoise"
         )
     t, counted, limit = settings.tasks, Counter[str](), limit_of(settings, model, "error")
-    languages = (t.source, t.target) if {"source", "target"} & t.model_fields_set else None
+    given = {"source": t.source, "target": t.target}
+    languages = (t.source, t.target) if given.keys() & t.model_fields_set else None
+    told = Languages() if t.check_languages else None
     with track("reading", unit="pairs", quiet=quiet) as progress:
 
         def make(row: TranslationRow) -> tuple[TranslationRow, Encoded, list[int]]:
@@ -56,7 +59,8 @@ def prepare(
             read = encode_source(tokenizer, row.source, limit, counted)
             return row, read, encode_target(tokenizer, row.target, limit, counted)
 
-        read = list(read_translations(settings.data, ledger, make, languages=languages))
+        check = told.wrong if told else None
+        read = list(read_translations(settings.data, ledger, make, given, languages, check))
     sources = (Text(row.where, encoded.ids, key=row.source) for row, encoded, _ in read)
     source = Translated.of(sources, [ids for _, _, ids in read], decoder.start, tokenizer.fill_id)
     train, held = source.split(settings.holdout)
@@ -75,6 +79,7 @@ def prepare(
         counted=counted,
         what="pairs",
         use=[("Translate:", f'langmill translate {path_shown(settings.out)} "A text" --plain')],
+        note=told.note if told else "",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import tempfile
 from pathlib import Path
@@ -10,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from langmill.common.errors import ModelError, UsageError
-from langmill.common.files import atomic_write, claim_out
+from langmill.common.files import atomic_write, claimed
 from langmill.common.metrics import Report
 from langmill.common.settings import TokenizerInspectSettings, TokenizerSettings, TokenizerTrainSettings
 from langmill.data.readers import check_paths
@@ -45,15 +46,18 @@ def train(settings: TokenizerTrainSettings, *, quiet: bool = False) -> Report:
     alone = settings.out.suffix == ".json"
     if alone and settings.out.exists() and not (settings.force and settings.out.is_file()):
         raise UsageError(f"{settings.out} exists already: choose another --out, or replace it with --force")
-    if not alone:
-        claim_out(settings.out, force=settings.force, inputs=settings.path)
     wanted = TokenizerSettings(
         kind=settings.kind, vocab_size=settings.vocab_size, sample_bytes=settings.sample_bytes
     )
     source = corpus.files(settings.path, settings.data)
-    with tempfile.TemporaryDirectory(prefix="langmill-", ignore_cleanup_errors=True) as scratch:
-        folder = Path(scratch) / "tokenizer" if alone else settings.out
-        marks = [token for mark in dict.fromkeys(settings.marks) for token in MARKS[mark]]
+    marks = [token for mark in dict.fromkeys(settings.marks) for token in MARKS[mark]]
+    with contextlib.ExitStack() as stack:
+        folder = settings.out
+        if alone:
+            scratch = tempfile.TemporaryDirectory(prefix="langmill-", ignore_cleanup_errors=True)
+            folder = Path(stack.enter_context(scratch)) / "tokenizer"
+        else:
+            stack.enter_context(claimed(settings.out, force=settings.force, inputs=settings.path))
         tokenizer = corpus.train_tokenizer(source, wanted, folder, quiet, specials=marks)
         if alone:
             atomic_write(settings.out, (folder / "tokenizer.json").read_bytes())

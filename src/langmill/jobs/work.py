@@ -42,6 +42,7 @@ class Work:
     score: figures of a model in evaluation mode on `held`, "loss" among them only where it is made on the way; `whole`
     asks for the report's parts too.
     best: the figure by which the best checkpoint is chosen, `higher` or lower. what: the items' name in words.
+    note: what the user should know of the items beside their counts.
     """
 
     model: Transformer
@@ -57,6 +58,7 @@ class Work:
     what: str
     use: Sequence[tuple[str, str]]
     facts: dict[str, Any] = field(default_factory=dict)
+    note: str = ""
 
 
 Prepare = Callable[[FinetuneSettings, Transformer, Tokenizer, Ledger, bool], Work]

@@ -245,6 +245,12 @@ class ModelConfig:
         return self.head is not None and self.head.tied
 
     @property
+    def rereads(self) -> bool:
+        """Whether its decoder reads the encoder's text once more, one token late, so that a text gets one score."""
+        both = self.encoder is not None and self.decoder is not None
+        return both and self.head is not None and self.head.pool is not None
+
+    @property
     def writes(self) -> bool:
         """Whether it writes text by itself: a decoder without an encoder, with scores over its vocabulary."""
         return self.encoder is None and self.head is not None and self.head.task == "text"

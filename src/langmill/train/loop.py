@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import random
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +24,7 @@ import torch
 from torch import nn
 
 from langmill.common.errors import SettingsError, TrainingError, UsageError
-from langmill.common.files import read_json, write_json
+from langmill.common.files import REPLACED, read_json, write_json
 from langmill.common.metrics import Metrics
 from langmill.common.progress import track
 from langmill.common.settings import LoopSettings
@@ -228,6 +229,7 @@ class _Run:
                     self.model, self.objective, sample, self.settings, self.micro_batches
                 )
             write_json(path, {"identity": identity, "choices": asdict(self.choices)}, "choices", 1)
+        shutil.rmtree(self.folder / REPLACED, ignore_errors=True)  # from here on this run stands in its place
         for reason in self.choices.why:
             self.say(f"chosen: {reason}")
         random.seed(self.seed)
