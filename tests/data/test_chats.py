@@ -106,7 +106,7 @@ def test_files_as_editors_leave_them_are_read_and_broken_rows_are_counted(tmp_pa
     row = json.dumps({"messages": [ASKED, ANSWER]}, ensure_ascii=False)
     (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + f"{row}\r\n\r\n{row}\r\n".encode())
     huge, deep = '{"messages": ' + "9" * 5000 + "}", '{"messages": ' + "[" * 99_999 + "]" * 99_999 + "}"
-    lines = [b"\xff\xfe", huge.encode(), deep.encode(), b'{"messages": "\\ud800"}', b"{", row.encode()]
+    lines = [b"\xff\xfd", huge.encode(), deep.encode(), b'{"messages": "\\ud800"}', b"{", row.encode()]
     (tmp_path / "b.jsonl").write_bytes(b"\n".join(lines))
     (tmp_path / "c.json").write_text(f"[{row}, 7]", "utf-8-sig")
     (tmp_path / "mine.run").mkdir()
@@ -114,4 +114,16 @@ def test_files_as_editors_leave_them_are_read_and_broken_rows_are_counted(tmp_pa
     found = list(read_chats([tmp_path], ledger, lambda made: made.id.rpartition("/")[2]))
     assert found == ["a.jsonl:1", "a.jsonl:3", "b.jsonl:6", "c.json:1"]
     counted = {reason: count.documents for reason, count in ledger.dropped().items()}
-    assert counted == {"broken JSON": 5, "not a usable conversation": 1}
+    assert counted == {"not UTF-8": 1, "broken JSON": 4, "not a usable conversation": 1}
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le"])
+def test_a_file_in_another_encoding_is_named_once(name: str, encoding: str, tmp_path: Path) -> None:
+    text = "\n".join([json.dumps({"messages": [ASKED, ANSWER]})] * (1 if name.endswith("json") else 3))
+    (tmp_path / name).write_bytes(text.encode(encoding))
+    ledger = Ledger()
+    assert not list(read_chats([tmp_path], ledger, lambda made: made))
+    assert {reason: count.documents for reason, count in ledger.dropped().items()} == {"not UTF-8": 1}
+    (example,) = ledger.examples["not UTF-8"]
+    assert example.startswith((tmp_path / name).as_posix()) and "UTF-16" in example and "UTF-8" in example

@@ -105,7 +105,7 @@ def test_bad_rows_are_counted_by_their_reason(tmp_path: Path) -> None:
     rows, dropped = read(read_labels, write(tmp_path, "a.jsonl", b"\n".join(lines)))
     assert [len(row.text) for row in rows] == [1 << 20, 1]
     assert dropped == {
-        "broken JSON": 3, "not a JSON object": 1, 'no field "text"': 1, 'field "text" is not text': 1,
+        "not UTF-8": 1, "broken JSON": 2, "not a JSON object": 1, 'no field "text"': 1, 'field "text" is not text': 1,
         'field "text" is empty': 1}  # fmt: skip
     surrogate = write(tmp_path, "b.json", '[{"text": "a\\ud800", "label": "a"}, {"text": "a", "label": "a"}]')
     assert read(read_labels, surrogate)[1] == {"half a surrogate pair in the text": 1}
@@ -121,6 +121,17 @@ def test_tables_with_damage(tmp_path: Path) -> None:
         ("other.csv", b"a,b\n1,2\n", "no column text or label"),
         ("empty.jsonl", b"", "there is nothing in it"),
         ("empty.tsv", b"text\tlabel\n", "there is nothing in it"),
+        (
+            "wide.csv",
+            "text,label\ngood,a\n".encode("utf-16"),
+            r"1 x not UTF-8 \(.*wide.csv: it is UTF-16: save it as",
+        ),
+        (
+            "short.csv",
+            b"text,stars\ngood,a\n",
+            r'1 x no field "label" \(.*short.csv:2: fields: text, stars\)',
+        ),
+        ("none.jsonl", b'{"text": "good"}\n', r'1 x no field "label" \(.*none.jsonl:1: fields: text\)'),
     ):
         with pytest.raises(DataError, match=f"found no row for classify.*{reason}"):
             read(read_labels, write(tmp_path, name, content))
@@ -178,6 +189,8 @@ def test_tags_from_rows_and_word_files(tmp_path: Path) -> None:
         assert dropped == {"a line without a tag": 1} and found[1].where.endswith(":11")
     found, dropped = read(read_words, write(tmp_path, "c.conll", b"a\tO\n\ncaf\xe9\tO\nb\tO\n"))
     assert len(found) == 1 and dropped == {"not UTF-8": 1}
+    with pytest.raises(DataError, match=r"1 x not UTF-8 \(.*e.conll: it is UTF-16"):
+        read(read_words, write(tmp_path, "e.conll", "a\tO\n".encode("utf-16")))
     with pytest.raises(DataError, match="nothing in it"):
         read(read_words, write(tmp_path, "d.txt", "\n\n"))
 
@@ -295,3 +308,15 @@ def test_groups(tmp_path: Path) -> None:
     assert dropped == {
         "a pair of texts that are not alike": 1, 'no field "positive"': 1, 'field "negative" is not text': 1,
         'no field "anchor"': 1}  # fmt: skip
+
+
+def test_a_parquet_value_that_is_no_text_costs_its_row_alone(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    raw = pyarrow.array([b"good", b"caf\xe9", None, b"fine"], pyarrow.binary())
+    texts = pyarrow.Array.from_buffers(pyarrow.string(), len(raw), raw.buffers(), raw.null_count)
+    parquet.write_table(pyarrow.table({"text": texts, "label": ["a"] * 4}), tmp_path / "a.parquet")
+    rows, dropped = read(read_labels, tmp_path / "a.parquet")
+    assert [(row.text, row.where[-2:]) for row in rows] == [("good", ":1"), ("fine", ":4")]
+    assert dropped == {"not UTF-8": 1, 'field "text" is not text': 1}

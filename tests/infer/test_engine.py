@@ -231,6 +231,17 @@ def test_an_abort_ends_everybody_and_nothing_is_trusted_any_more() -> None:
     assert found[number].cached == 0
 
 
+def test_a_copy_that_fails_loses_no_slot() -> None:
+    engine, runner = made(2)
+    runner.copy = None  # type: ignore[assignment, method-assign]
+    for last in (1, 2):
+        engine.submit(request([*range(20, 30), last], max_new_tokens=9))
+    with pytest.raises(TypeError):
+        drain(engine)
+    assert [event.finish for event in engine.abort("no more")] == ["error"] * 2
+    assert engine.idle and engine.accounting() == ZERO
+
+
 class Steps:
     """A constraint that allows a set of ids at each place, `packed` 32 to an integer."""
 

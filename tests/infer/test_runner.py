@@ -147,22 +147,21 @@ def test_numbers_that_are_none_end_one_request_and_leave_nothing_behind() -> Non
             0,
             torch.nan,
         )  # no text is sick that does not hold a 90
-    engine = Engine(TorchRunner(model, 2, LENGTH), pass_tokens=40, worth=1)
-    sick = request([*range(20), 90, *range(10)], max_new_tokens=4)
-    well = request([1, 2, 3], max_new_tokens=30, stop_ids=frozenset())
-    numbers = [engine.submit(one) for one in (sick, well, well, request([4], max_new_tokens=9))]
-    found = drain(engine)
-    assert "not finite" in str(found[numbers[0]].reason)
-    assert found[numbers[1]].ids == found[numbers[2]].ids == written(model, well)
-    assert found[numbers[3]].finish in ("stop", "length")
-    # found in a piece of a prompt whose scores nobody wants: what comes into its slot then is not infected
-    engine = Engine(TorchRunner(model, 1, LENGTH), pass_tokens=25, worth=1)
-    sick, near = request([*range(30), 90, *range(10)]), request([*range(26), 40], max_new_tokens=20)
-    numbers = [engine.submit(one) for one in (sick, near, request([90, 1, 2]), well)]
-    found = drain(engine)
-    assert [found[number].finish for number in numbers] == ["error", "length", "error", "length"]
-    assert "not finite" in str(found[numbers[0]].reason)
-    assert [found[number].ids for number in numbers[1::2]] == [written(model, near), written(model, well)]
+    sick, long = [*range(30), 90, 40], request(range(40, 75), max_new_tokens=14, stop_ids=frozenset())
+    shared = request([*range(40, 43), 50], max_new_tokens=9)
+    for late in (request([1, 2], max_new_tokens=9), shared):  # one begins anew in the slot, one with a copy
+        engine = Engine(TorchRunner(model, 2, LENGTH), pass_tokens=80, worth=1)
+        asked = [request(sick), long, late]
+        numbers = [engine.submit(one) for one in asked]
+        found = drain(engine)
+        assert found[numbers[0]].finish == "error" and "not finite" in str(found[numbers[0]].reason)
+        for number, one in zip(numbers[1:], asked[1:], strict=True):
+            assert found[number].ids == written(model, one)
+    assert found[numbers[2]].cached == 3
+    engine = Engine(TorchRunner(model, 1, LENGTH), pass_tokens=31)
+    engine.submit(request(sick))
+    (event,) = engine.step()  # seen in a piece of the prompt whose scores nobody wants
+    assert event.finish == "error" and "not finite" in str(event.reason)
 
 
 @pytest.mark.parametrize("name", ["bart", "marian", "t5"])

@@ -1,6 +1,7 @@
 import math
 import random
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,6 +12,8 @@ from transformers.generation import logits_process as theirs
 from langmill.common.errors import ModelError, SettingsError
 from langmill.infer.sampling import (
     Sampling,
+    allowed,
+    choose,
     draw,
     keep_min_p,
     keep_top_k,
@@ -115,6 +118,32 @@ def test_a_batch_samples_each_row_as_if_alone():
     together = sample(logits, sampling, None, numbers())
     alone = [sample(logits[b : b + 1], sampling, None, numbers()[b : b + 1]) for b in range(B)]
     assert torch.equal(together, torch.cat(alone))
+
+
+def test_rows_of_one_call_may_sample_differently_and_a_broken_one_is_told():
+    logits = torch.randn(40, V, generator=torch.Generator().manual_seed(2))
+    ways = [Sampling(temperature=t, top_k=k) for t in (0.0, 0.3, 3.0) for k in (0, 4)]
+    samplings = [ways[row % len(ways)] for row in range(40)]
+    logits[7, 3], logits[8] = math.nan, -math.inf
+    ids, finite = choose(logits.clone(), samplings, numbers(40))
+    assert [row for row in range(40) if not finite[row]] == [7, 8]
+    for row, id in enumerate(ids):
+        alone = (
+            sample(logits[row : row + 1], samplings[row], None, numbers(40)[row : row + 1])
+            if finite[row]
+            else id
+        )
+        assert id == alone
+
+
+def test_a_mask_is_a_bool_or_a_bit_an_id():
+    flags = np.random.default_rng(0).random(70) < 0.5
+    for vocab in (64, 70, 90):
+        wanted = torch.from_numpy(np.resize(np.append(flags, [False] * 20), vocab))
+        words = np.packbits(np.append(flags, [False] * 26), bitorder="little").view(np.int32)
+        assert torch.equal(allowed(flags, vocab), wanted)
+        assert torch.equal(allowed(words[None], vocab), wanted)
+        assert torch.equal(allowed(torch.from_numpy(words), vocab), wanted)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -67,6 +67,13 @@ def test_a_shared_beginning_is_copied_rather_than_a_longer_past_forgotten() -> N
     assert slots.take(ids(0, 1, 50), 8) == Taken(2, 0, None)
 
 
+def test_what_stood_in_a_slot_before_is_not_expected_there() -> None:
+    slots = Slots(1, LENGTH)
+    read(slots, ids(1, 2, 3, 4))
+    slots.take(ids(1, 2), 1)
+    assert slots.common(ids(1, 2, 3, 4)).tolist() == [2]
+
+
 def test_what_depends_on_more_than_ids_is_not_shared() -> None:
     slots = Slots(2, LENGTH)
     private = slots.take(ids(1, 2, 3), 1, private=True)

@@ -21,7 +21,7 @@ from langmill.common.configure import configure
 from langmill.common.errors import DataError, ModelError, UsageError
 from langmill.common.metrics import Report
 from langmill.families.folder import load, save
-from langmill.jobs import finetune
+from langmill.jobs import finetune, finetune_task
 from langmill.model.config import Head, Learned, ModelConfig, Sinusoidal, StackConfig, Tokens
 from langmill.model.init import init_
 from langmill.model.transformer import Transformer
@@ -255,6 +255,26 @@ def test_several_labels_and_numbers(places: dict[str, Path], tmp_path: Path) -> 
     assert isinstance(found["score"], float) and "label" not in found
 
 
+@pytest.mark.parametrize("task", ["classify", "tag", "answer", "translate", "embed"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_validation_is_in_the_runs_number_type_and_the_last_score_in_float32(
+    task: str, dtype: str, places: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, narrow = finetune_task.scored, list[tuple[bool, bool]]()
+
+    def scored(settings: Any, work: Any, model: Any, whole: bool) -> Any:
+        narrow.append((whole, torch.is_autocast_enabled("cpu")))
+        return original(settings, work, model, whole)
+
+    monkeypatch.setattr(finetune_task, "scored", scored)
+    base = "marian" if task == "translate" else "bert"
+    report = taught(
+        places, task, tmp_path / "out", "max_steps=2", "eval_every=1", f"dtype={dtype}", base=base
+    )
+    assert narrow == [(False, dtype == "bfloat16")] * 2 + [(True, False)]
+    assert report.figures["loss"] is not None
+
+
 def test_early_stopping_keeps_the_best(places: dict[str, Path], tmp_path: Path) -> None:
     more = ("max_steps=60", "eval_every=2", "tasks.patience=2", "learning_rate=1e-9")
     report = taught(places, "classify", tmp_path / "out", *more)
@@ -320,6 +340,36 @@ def test_a_preview_shows_what_is_learnt(
     assert learnt in report.text and f"{task}.jsonl" in report.text
     assert report.counts["trained"] > report.counts["held_out"] > 0
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.run").exists()
+
+
+def test_pairs_in_another_language_are_left_out_and_said(
+    places: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = {"translation": {"en": "one cat sees two dogs", "de": "одна кошка видит двух собак"}}
+    several = {**places, "translate": written(tmp_path / "rows.jsonl", [*pairs(40), wrong])}
+    monkeypatch.setattr("langmill.data.languages._detector", lambda: None)
+    report = taught(several, "translate", tmp_path / "a", base="marian", preview=1)
+    assert (
+        "left out: 1 target in another language (such as " in report.text and "rows.jsonl:41: " in report.text
+    )
+    assert (
+        'pip install "langmill[data]"' in report.text
+        and report.counts["trained"] + report.counts["held_out"] == 40
+    )
+    report = taught(
+        several, "translate", tmp_path / "a", "tasks.check_languages=false", base="marian", preview=1
+    )
+    assert "left out" not in report.text and "pip install" not in report.text
+
+
+def test_an_error_about_the_rows_that_are_left_says_which_were_not(
+    places: dict[str, Path], tmp_path: Path
+) -> None:
+    rows = [{"text": "a", "label": "x"}, {"text": 5, "label": "y"}]
+    with pytest.raises(
+        DataError, match=r'the one label "x".*; left out: 1 field "text" is not text \(such as'
+    ):
+        taught({**places, "classify": written(tmp_path / "rows.jsonl", rows)}, "classify", tmp_path / "a")
 
 
 def test_what_cannot_be_taught_is_refused(places: dict[str, Path], tmp_path: Path) -> None:

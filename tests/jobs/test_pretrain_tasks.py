@@ -13,11 +13,17 @@ import torch
 import transformers
 
 from langmill.common.configure import configure
-from langmill.common.errors import ModelError, SettingsError, UsageError
-from langmill.common.settings import FinetuneSettings, PlanSettings, PretrainSettings
+from langmill.common.errors import DataError, ModelError, SettingsError, UsageError
+from langmill.common.settings import (
+    DataSettings,
+    EvaluateSettings,
+    FinetuneSettings,
+    PlanSettings,
+    PretrainSettings,
+)
 from langmill.data.batches import IGNORED
 from langmill.families.folder import load
-from langmill.jobs import finetune, plan, pretrain, preview
+from langmill.jobs import evaluate, finetune, plan, pretrain, preview
 from langmill.jobs.pretrain_task import HELD_SEED, guess
 from langmill.text.training import FIM, MASK
 from langmill.train.step import tensors
@@ -59,6 +65,9 @@ def test_a_masked_model_is_a_bert_that_transformers_loads(masked: Path) -> None:
     figures = report["figures"]
     assert 0 < figures["loss"] < np.log(450) and 0 <= figures["accuracy"] <= 1 and figures["guessed"] > 50
     assert "bits_per_byte" not in figures and "xz_bits_per_byte" not in figures
+    for name in ("loss", "accuracy"):
+        low, high = figures[f"{name}_interval"]
+        assert low < figures[name] < high
     assert "finetune" in report["text"] and "--task classify" in report["text"]
     page = (masked / "m.run" / "report.html").read_text(encoding="utf-8")
     assert "<svg" in page and "bad.txt" in page and "What it writes" not in page
@@ -82,7 +91,7 @@ def test_held_out_guesses_are_scored_as_said(masked: Path) -> None:
     ready = pretrain.prepare(given, masked / "m.run", True)
     model, task, held = load(masked / "m")[0], ready.guesses, ready.corpus.held
     assert task is not None
-    found, losses, hits, wanted = guess(model, task, held), [], [], []
+    found, losses, hits, wanted = guess(model, task, held).summary(), [], [], []
     with torch.no_grad():
         for batch in task.batches(held, HELD_SEED).once():
             t = tensors(batch, torch.device("cpu"))
@@ -95,7 +104,64 @@ def test_held_out_guesses_are_scored_as_said(masked: Path) -> None:
     assert found.loss == pytest.approx(np.mean(losses), rel=1e-5) and found.accuracy == np.mean(hits)
     shares = np.unique(wanted, return_counts=True)[1] / len(wanted)
     assert found.unigram_entropy == pytest.approx(-(shares * np.log(shares)).sum())
-    assert guess(model, task, held) == found
+    assert guess(model, task, held).summary() == found
+    alone = [
+        guess(model, task, held[i : i + 1]).summary() for i in range(len(held))
+    ]  # damaged as among the others
+    nll = sum(one.loss * one.guessed for one in alone)
+    assert sum(one.guessed for one in alone) == found.guessed and nll / found.guessed == pytest.approx(
+        found.loss
+    )
+    random, means = np.random.default_rng(0), []
+    for _ in range(1000):
+        drawn = [alone[i] for i in random.integers(len(alone), size=len(alone))]
+        means.append(sum(one.loss * one.guessed for one in drawn) / sum(one.guessed for one in drawn))
+    assert found.loss_interval == pytest.approx(tuple(np.percentile(means, (2.5, 97.5))))
+    assert alone[0].loss_interval is None
+
+
+@pytest.mark.parametrize("objective", ["masked", "denoise"])
+def test_evaluate_scores_a_model_that_guesses_by_its_guesses(
+    masked: Path, tmp_path: Path, objective: str
+) -> None:
+    where, texts = masked / "m", masked / "texts"
+    if objective == "denoise":
+        where = tmp_path / "m"
+        pretrain.run(settings(texts, where, "denoise"), quiet=True)
+    known = json.loads((where.parent / "m.run" / "report.json").read_text(encoding="utf-8"))["figures"]
+    given = {"on": [str(texts)], "split": "held_out", "data": DataSettings(holdout=0.1), "device": "cpu"}
+    rows = tmp_path / "rows.jsonl"
+    report = evaluate.run(
+        EvaluateSettings(model=str(where), out=rows, against=str(where), **given), quiet=True
+    )
+    for name in ("loss", "accuracy", "unigram_entropy", "loss_interval", "accuracy_interval"):
+        assert report.figures[name] == pytest.approx(known[name]), name
+    assert report.counts["guessed"] == known["guessed"] and report.counts["documents"] == known["documents"]
+    assert "bits_per_byte" not in report.figures and "95 % interval" in report.text
+    assert report.extra["against"]["loss"]["verdict"] == "no difference shown"
+    made = [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()]
+    assert sum(row["guessed"] for row in made) == known["guessed"] and "txt" in made[0]["where"]
+    json.dumps([report.counts, report.figures, report.extra])
+
+
+def test_evaluate_refuses_what_says_no_words_or_guesses_otherwise(
+    masked: Path, texts: Path, tmp_path: Path
+) -> None:
+    rows = [{"text": f"{word} number {i}", "label": word} for i in range(20) for word in ("fox", "dog")]
+    taught(masked / "m", "classify", rows, tmp_path / "c")
+    given = {"on": [str(texts)], "device": "cpu"}
+    with pytest.raises(ModelError, match="says no words: evaluate it on rows of the task that it was taught"):
+        evaluate.run(EvaluateSettings(model=str(tmp_path / "c"), **given), quiet=True)
+    pretrain.run(settings(texts, tmp_path / "a", "causal"), quiet=True)
+    with pytest.raises(UsageError, match="cannot be compared on text: .* is an encoder .* is a decoder"):
+        evaluate.run(
+            EvaluateSettings(model=str(masked / "m"), against=str(tmp_path / "a"), **given), quiet=True
+        )
+    pretrain.run(settings(texts, tmp_path / "b", "masked", "tokenizer.vocab_size=400"), quiet=True)
+    with pytest.raises(DataError, match="other tokenizers"):
+        evaluate.run(
+            EvaluateSettings(model=str(masked / "m"), against=str(tmp_path / "b"), **given), quiet=True
+        )
 
 
 @pytest.mark.parametrize("stage", ["make_shards", "fit", "_score", "write_guesses"])

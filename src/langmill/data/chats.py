@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from langmill.common.errors import DataError, MissingExtra, UsageError
 from langmill.data.pipeline import Ledger
 from langmill.data.readers import MAX_ROW
-from langmill.data.streams import BROKEN, lines, open_bytes
+from langmill.data.streams import BROKEN, CHUNK, lines, no_text, open_bytes
 
 Message = dict[str, Any]
 SHAREGPT = {
@@ -295,6 +295,8 @@ def _jsonl(file: Path, ledger: Ledger) -> Iterator[tuple[int, Any, int]]:
     source, number = file.as_posix(), 0
     try:
         with open_bytes(file) as stream:
+            if detail := no_text(stream.peek()):
+                return ledger.reject(source, source, "not UTF-8", file.stat().st_size, detail=detail)
             for number, line, size in lines(stream, MAX_ROW):
                 if line is None:
                     ledger.reject(source, f"{source}:{number}", f"row longer than {MAX_ROW >> 20} MiB", size)
@@ -306,7 +308,8 @@ def _jsonl(file: Path, ledger: Ledger) -> Iterator[tuple[int, Any, int]]:
                         )  # half a surrogate pair shows here
                     except (ValueError, RecursionError) as error:
                         shown = line[:400].decode("utf-8", errors="replace")
-                        ledger.reject(source, f"{source}:{number}", "broken JSON", size, shown, str(error))
+                        why = "not UTF-8" if isinstance(error, UnicodeDecodeError) else "broken JSON"
+                        ledger.reject(source, f"{source}:{number}", why, size, shown, str(error))
                     else:
                         yield number, value, size
     except BROKEN as error:
@@ -314,14 +317,16 @@ def _jsonl(file: Path, ledger: Ledger) -> Iterator[tuple[int, Any, int]]:
 
 
 def _json(file: Path, ledger: Ledger) -> Iterator[tuple[int, Any, int]]:
-    source, size = file.as_posix(), file.stat().st_size
+    source, size, data = file.as_posix(), file.stat().st_size, b""
     if size > LARGEST_JSON:
         raise UsageError(f"{file} has {size} bytes, and a .json file is read whole: write it as .jsonl")
     try:
-        value = json.loads(file.read_text(encoding="utf-8-sig"))
+        data = file.read_bytes()
+        value = json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError, OSError) as error:
-        ledger.reject(source, source, "broken JSON", size, detail=str(error))
-        return
+        detail = no_text(data[:CHUNK])
+        why = "not UTF-8" if detail or isinstance(error, UnicodeDecodeError) else "broken JSON"
+        return ledger.reject(source, source, why, size, detail=detail or str(error))
     rows = value if isinstance(value, list) else [value]
     for number, row in enumerate(rows, 1):
         yield number, row, len(json.dumps(row))
@@ -337,8 +342,24 @@ def _parquet(file: Path, ledger: Ledger) -> Iterator[tuple[int, Any, int]]:
     try:
         with ParquetFile(file) as table:
             for batch in table.iter_batches(batch_size=256, use_threads=False):
-                for row in batch.to_pylist():
+                for row in _values(batch):
                     number += 1
-                    yield number, row, len(json.dumps(row, default=str))
+                    if isinstance(row, UnicodeDecodeError):
+                        where, size = f"{source}:{number}", len(row.object)
+                        ledger.reject(source, where, "not UTF-8", size, detail=str(row))
+                    else:
+                        yield number, row, len(json.dumps(row, default=str))
     except (pyarrow.ArrowException, *BROKEN) as error:
         ledger.reject(source, f"{source}:{number + 1}", "file is damaged from here on", 0, detail=str(error))
+
+
+def _values(batch: Any) -> Iterator[Any]:
+    """The rows of a batch as objects; the error of one whose text is not UTF-8."""
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError:  # before the first one
+        for number in range(batch.num_rows):
+            try:
+                yield from batch.slice(number, 1).to_pylist()
+            except UnicodeDecodeError as error:
+                yield error

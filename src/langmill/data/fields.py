@@ -53,7 +53,10 @@ def read_files(
             found = True
             yield made
     if not found:
-        reasons = [f"{count.documents} x {reason}" for reason, count in ledger.dropped().items()]
+        reasons = [
+            f"{count.documents} x {reason} ({next(iter(ledger.examples.get(reason, [])), '')[:400]})"
+            for reason, count in ledger.dropped().items()
+        ]
         raise DataError(
             f"found no row for {task} in {', '.join(map(str, paths)) or 'no path at all'}: "
             + ("set aside were " + "; ".join(reasons) if reasons else "there is nothing in it")

@@ -23,11 +23,10 @@ from langmill.common.errors import DataError, MissingExtra, UsageError
 from langmill.common.files import written_here
 from langmill.common.settings import DataSettings
 from langmill.data.pipeline import Ledger
-from langmill.data.streams import BROKEN, CHUNK, COMPRESSED, first_bad_byte, lines, open_bytes
+from langmill.data.streams import BROKEN, CHUNK, COMPRESSED, first_bad_byte, lines, no_text, open_bytes
 from langmill.text.document import Document
 
 MAX_ROW = 16 << 20  # bytes of one row of JSONL, CSV or Parquet: a longer one is rejected
-_FEW_ZEROS = 10  # text holds at most one zero byte in so many
 _NAMED = 50  # a folder with more entries than this counts as one source, not each entry as one
 _TOO_LONG = f"row longer than {MAX_ROW >> 20} MiB"
 
@@ -190,7 +189,7 @@ def _is_utf8(reading: _Reading) -> bool:
     """Whether the file is UTF-8 to its end, or to where it is damaged; it is rejected where not."""
     try:
         with open_bytes(reading.file) as stream:
-            if detail := _no_text(stream.peek()):
+            if detail := no_text(stream.peek()):
                 reading.reject_all("not UTF-8", detail)
                 return False
             bad = first_bad_byte(stream)
@@ -201,20 +200,11 @@ def _is_utf8(reading: _Reading) -> bool:
     return bad is None
 
 
-def _no_text(head: bytes) -> str:
-    """Why a file that begins so is not UTF-8 although its bytes may look like it; "" where nothing says so."""
-    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return "it is UTF-16: save it as UTF-8"
-    if head.count(0) * _FEW_ZEROS > len(head):
-        return "many of its bytes are zero: it is UTF-16 without a mark (save it as UTF-8), or no text at all"
-    return ""
-
-
 def _jsonl(reading: _Reading) -> Iterator[Document]:
     field, number = reading.settings.text_field, 0
     try:
         with open_bytes(reading.file) as stream:
-            if detail := _no_text(stream.peek()):
+            if detail := no_text(stream.peek()):
                 reading.reject_all("not UTF-8", detail)
                 return
             for number, line, size in lines(stream, MAX_ROW):

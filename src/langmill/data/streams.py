@@ -13,6 +13,7 @@ from langmill.common.errors import MissingExtra
 
 COMPRESSED = (".gz", ".zst")
 CHUNK = 1 << 20
+FEW_ZEROS = 10  # text holds at most one zero byte in so many
 BROKEN = (OSError,)  # what reading a damaged or unreadable file raises
 
 
@@ -44,6 +45,15 @@ def lines(stream: io.BufferedReader, limit: int) -> Iterator[tuple[int, bytes | 
             line = stream.readline(CHUNK)
             size += len(line)
         yield number, None, size
+
+
+def no_text(head: bytes) -> str:
+    """Why a file that begins so is not UTF-8 although its bytes may look like it; "" where nothing says so."""
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "it is UTF-16: save it as UTF-8"
+    if head.count(0) * FEW_ZEROS > len(head):
+        return "many of its bytes are zero: it is UTF-16 without a mark (save it as UTF-8), or no text at all"
+    return ""
 
 
 def first_bad_byte(stream: io.BufferedReader) -> int | None:

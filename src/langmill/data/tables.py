@@ -14,7 +14,7 @@ from typing import Any
 
 from langmill.data.pipeline import Ledger
 from langmill.data.readers import MAX_ROW
-from langmill.data.streams import BROKEN, lines, open_bytes
+from langmill.data.streams import BROKEN, lines, no_text, open_bytes
 
 Rows = Iterator[tuple[int | str, Any, int]]
 _TOO_LONG = f"row longer than {MAX_ROW >> 20} MiB"
@@ -41,6 +41,8 @@ def table_rows(file: Path, ledger: Ledger, wanted: Sequence[str], quoted: bool) 
     csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW))  # the library's default is 128 KiB
     try:
         with open_bytes(file) as stream:
+            if detail := no_text(stream.peek()):
+                return ledger.reject(source, source, "not UTF-8", file.stat().st_size, detail=detail)
             found = text()
             head = next(found, "")
             if quoted:
@@ -91,6 +93,8 @@ def tagged_sentences(file: Path, ledger: Ledger) -> Rows:
     tags: list[str] = []
     try:
         with open_bytes(file) as stream:
+            if detail := no_text(stream.peek()):
+                return ledger.reject(source, source, "not UTF-8", file.stat().st_size, detail=detail)
             for number, line, length in _and_a_blank(stream):
                 size += length
                 if line is not None and not line.strip():

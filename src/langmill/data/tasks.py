@@ -111,6 +111,8 @@ def read_labels(
 
     def parse(where: str, row: Row) -> T:
         text, pair = text_of(row, at["text"]), row.get(at["text_pair"])
+        if at["label"] not in row:
+            raise Unusable(f'no field "{at["label"]}"', f"fields: {shown(row)}")
         both = text if pair in (None, "") else (text, text_of(row, at["text_pair"]))
         return make(LabelRow(where, both, _label(row.get(at["label"]), regression)))
 

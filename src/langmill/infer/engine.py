@@ -99,7 +99,7 @@ class Engine:
         }
 
     def step(self) -> list[Event]:
-        """One pass over the model, and what it did for whom."""
+        """One pass over the model, and what it did for whom. What it raises is no request's fault: `abort` then."""
         plan = self.scheduler.plan()
         for part in plan.sources:
             self._each([part], self._encode)

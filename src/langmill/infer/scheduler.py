@@ -143,9 +143,9 @@ class Scheduler:
             self.queue.remove(live)
             self._leave_queue(live)
             slot, kept, source = self.slots.take(live.ids, self.worth, live.request.source is not None)
+            live.slot, self.owners[slot] = slot, live
             if source is not None:
                 self.copy(source, slot, kept)
-            live.slot, self.owners[slot] = slot, live
             live.cached = kept if live.cached is None else live.cached
             self.counts["reused"] += kept
 

@@ -67,6 +67,10 @@ class Service:
         """See `Engine.accounting`."""
         return self._engine.accounting()
 
+    def counts(self) -> dict[str, int]:
+        """What was done so far: requests by their end, passes, tokens read, reused, written and guessed, ..."""
+        return dict(self._engine.counts)
+
     # What follows runs in the thread.
 
     def _loop(self) -> None:

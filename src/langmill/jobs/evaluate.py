@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from langmill.common.errors import DataError
+from langmill.common.errors import DataError, ModelError, UsageError
 from langmill.common.metrics import Report
 from langmill.common.progress import track
-from langmill.common.settings import EvaluateSettings
+from langmill.common.settings import EvaluateSettings, TrainSettings
 from langmill.data.pipeline import Ledger
 from langmill.data.readers import read
 from langmill.data.shards import Shards, write_shards
@@ -24,10 +24,14 @@ from langmill.data.tasks import read_labels, read_questions, read_translations
 from langmill.evaluate.compare import Difference, Figures, Ints, differences, intervals
 from langmill.evaluate.loss import Encoded, Interval, Scores, score
 from langmill.evaluate.yardstick import Yardstick
+from langmill.families.folder import outline
 from langmill.infer.ready import ready
 from langmill.jobs import evaluate_report as reports
 from langmill.jobs import evaluate_rows as asked
 from langmill.jobs import evaluate_tasks as tasks
+from langmill.jobs.corpus import Corpus
+from langmill.jobs.pretrain_task import KINDS, Guessed, guess, kind_of, task_for
+from langmill.jobs.pretrain_task_report import WHAT
 from langmill.jobs.report import shown
 from langmill.text.document import text_hash
 from langmill.text.tokenizer import Tokenizer
@@ -46,7 +50,8 @@ _WORDS = {
 def run(settings: EvaluateSettings, *, quiet: bool = False) -> Report:
     """A model's scores on the rows or text of `on`, with 95 % intervals over rows or documents.
 
-    Text gives loss (nats a token), perplexity and bits_per_byte, and what gzip and xz make of the same bytes; what
+    Text gives loss (nats a token), perplexity and bits_per_byte, and what gzip and xz make of the same bytes; of a
+    model that was trained to guess hidden tokens, or what damaged texts were, loss and accuracy of its guesses. What
     other rows give says jobs/evaluate_tasks.py. Each figure comes with NAME_interval ([low, high], or None for a
     single row). With `against` a second model is asked the same, and `against` of the report holds for every figure
     both scores, their difference (first - second), its paired interval and a verdict.
@@ -144,6 +149,9 @@ def _told(
 
 
 def _on_text(settings: EvaluateSettings, quiet: bool) -> Report:
+    kind = _trained_by(settings)
+    if kind != "causal":
+        return _on_guesses(settings, kind, quiet)
     scores: dict[str, Scores] = {}
     about = {}
     for name in _models(settings):
@@ -164,6 +172,73 @@ def _on_text(settings: EvaluateSettings, quiet: bool) -> Report:
     return _told(
         settings, found, dict(told.counts), dict(told.figures), [told.text], {**told.extra, "record": made}
     )
+
+
+def _trained_by(settings: EvaluateSettings) -> str:
+    """The objective of KINDS by which text is scored; ModelError, or UsageError where it is not the same for both."""
+    kinds = {name: kind_of(outline(name)[0]) for name in _models(settings)}
+    if silent := [name for name, kind in kinds.items() if kind is None]:
+        raise ModelError(f"{silent[0]} says no words: evaluate it on rows of the task that it was taught")
+    if len(set(kinds.values())) > 1:
+        both = " and ".join(f"{name} is {KINDS[kind or '']}" for name, kind in kinds.items())
+        raise UsageError(f"these two cannot be compared on text: {both}")
+    return kinds[settings.model] or ""
+
+
+def _on_guesses(settings: EvaluateSettings, kind: str, quiet: bool) -> Report:
+    """The texts are damaged in one way for all models of one tokenizer."""
+    found: dict[str, Guessed] = {}
+    about, results, prints = {}, dict[str, list[dict[str, Any]]](), set[str]()
+    for name in _models(settings):
+        model, tokenizer = ready(name, settings.dtype, settings.device, settings.threads)
+        prints.add(tokenizer.fingerprint)
+        if len(prints) > 1:
+            raise DataError(
+                "the two models have other tokenizers: they guess other things, so nothing can be compared"
+            )
+        ledger, about[name] = Ledger(), reports.of_model(model)
+        length = settings.max_length or min(model.config.length, _WINDOW)
+        asked = {"objective": kind, "max_length": length, "micro_batch_size": settings.micro_batch_size}
+        train, made = TrainSettings.model_validate(asked), list[Guessed]()
+        with tempfile.TemporaryDirectory(prefix="langmill-", ignore_cleanup_errors=True) as scratch:
+            parts, where = _parts(settings, tokenizer, ledger, Path(scratch) / "shards", quiet), list[str]()
+            for shards, chosen in parts:
+                task = task_for(train, Corpus(tokenizer, shards, chosen, chosen), model.config)
+                assert task is not None
+                made.append(guess(model, task, chosen))
+                where += map(shards.id_of, chosen.tolist())
+            del parts, shards, task  # an open map cannot be deleted everywhere
+        one = found[name] = Guessed.joined(made)
+        sums = zip(where, one.nll_N.tolist(), one.tokens_N.tolist(), one.right_N.tolist(), strict=True)
+        results[name] = [{"where": w, "nll": n, "guessed": t, "right": r} for w, n, t, r in sums]
+    return _told_guesses(settings, kind, found, results, ledger, about)
+
+
+def _told_guesses(
+    settings: EvaluateSettings, kind: str, found: dict[str, Guessed], results: dict[str, list[dict[str, Any]]],
+    ledger: Ledger, about: dict[str, dict[str, str]],
+) -> Report:  # fmt: skip
+    ours = found[settings.model]
+    summary = ours.summary(settings.resamples, settings.seed)
+    between = {
+        name: pair
+        for name in ("loss", "accuracy")
+        if (pair := getattr(summary, f"{name}_interval")) is not None
+    }
+    figures = ours.of(np.arange(summary.documents))
+    dropped = {reason: count.documents for reason, count in ledger.dropped().items()}
+    lines = [
+        f"{settings.model} on {shown(summary.documents)} documents: {shown(summary.guessed)} {WHAT[kind]}, nats each",
+        *reports.score_lines(figures, between),
+        f"  {'frequencies alone':<18}{shown(summary.unigram_entropy):>8}  nats, to compare",
+        *(f"  set aside: {shown(count)} x {reason}" for reason, count in dropped.items()),
+    ]
+    reports.write_rows(settings, results)
+    compared = _compared(settings, {name: one.of for name, one in found.items()}, summary.documents)
+    counts = {"documents": summary.documents, "guessed": summary.guessed, "set_aside": sum(dropped.values())}
+    extra = {"ledger": ledger.as_dict(), "record": reports.record(settings, "text", "", "", about)}
+    flat = reports.flat(figures, between) | {"unigram_entropy": summary.unigram_entropy}
+    return _told(settings, compared, counts, flat, lines, {**extra, "split": settings.split})
 
 
 def _of(scores: Scores) -> Figures:

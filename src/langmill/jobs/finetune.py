@@ -162,9 +162,7 @@ def _check(settings: FinetuneSettings) -> None:
     hub.resolve(settings.model)
     for path in settings.data:
         if not Path(path).exists():
-            raise UsageError(
-                f"{path} does not exist: --data takes a file of conversations, or a folder of them"
-            )
+            raise UsageError(f"{path} does not exist: --data takes a file of rows, or a folder of such files")
     if settings.template is not None and not settings.template.is_file():
         raise UsageError(f"{settings.template} is no file: --template takes a Jinja chat template")
 
@@ -218,7 +216,7 @@ def prepare(
         try:
             examples = Examples.of(read_chats(settings.data, ledger, make), pad)
         except DataError:
-            raise DataError(nothing_left(ledger)) from None
+            raise DataError(nothing_left(settings, ledger)) from None
     if True not in ends:
         stops = " or ".join(filter(None, map(tokenizer.token, sorted(tokenizer.stop_ids))))
         raise DataError(f"the model would not learn to stop: the chat template ends no answer by {stops}, "
@@ -227,9 +225,10 @@ def prepare(
     return Prepared(examples, [rows[name] for name in examples.names], training, held, ledger, counted)
 
 
-def nothing_left(ledger: Ledger, what: str = "conversation") -> str:
+def nothing_left(settings: FinetuneSettings, ledger: Ledger, what: str = "conversation") -> str:
     """Why there is nothing to train on."""
-    return f"no {what} is left to train on: {left_out(ledger) or 'the files are empty'}"
+    empty = f"there is nothing in {', '.join(settings.data)}"
+    return f"no {what} is left to train on: {left_out(ledger) or empty}"
 
 
 def left_out(ledger: Ledger) -> str:
@@ -363,7 +362,7 @@ def preview(settings: FinetuneSettings, quiet: bool = False) -> Report:
         made = read_chats(settings.data, ledger, lambda row: [(row, example_of(tokenizer, row))])
     found = list(itertools.chain.from_iterable(itertools.islice(made, wanted)))
     if not found:
-        raise DataError(nothing_left(ledger))
+        raise DataError(nothing_left(settings, ledger))
     text = "\n\n".join(_previewed(tokenizer, row, example, length) for row, example in found)
     text += f"\n\nleft out until here: {aside}" if (aside := left_out(ledger)) else ""
     rows = [{"id": row.id, "tokens": len(e.ids), "trained": sum(e.trained)} for row, e in found]

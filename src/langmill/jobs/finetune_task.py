@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from langmill.common.configure import save_settings
-from langmill.common.errors import ModelError, UsageError
+from langmill.common.errors import DataError, ModelError, UsageError
 from langmill.common.metrics import Metrics, Report
 from langmill.common.settings import FinetuneSettings
 from langmill.data.pipeline import Ledger
@@ -73,10 +73,16 @@ def readable(model: Model) -> Transformer:
     return model
 
 
-def prepare_for(task: str) -> Prepare:
-    """The function that makes a task's work of rows."""
-    found: Prepare = importlib.import_module(f"langmill.jobs.task_{task}").prepare
-    return found
+def prepared(
+    settings: FinetuneSettings, model: Model, tokenizer: Tokenizer, ledger: Ledger, quiet: bool
+) -> Work:
+    """The task's work of the rows. A DataError about those that are left says which were not."""
+    prepare: Prepare = importlib.import_module(f"langmill.jobs.task_{settings.task}").prepare
+    try:
+        return prepare(settings, readable(model), tokenizer, ledger, quiet)
+    except DataError as error:
+        dropped = left_out(ledger) if ledger.total("kept").documents else ""
+        raise DataError(f"{error}; left out: {dropped}" if dropped else str(error)) from error
 
 
 def run(
@@ -87,9 +93,7 @@ def run(
     Figures: those of the task (task_classify and its neighbours say which), loss (held out), tokens_per_second,
     peak_bytes. DataError where no row is usable or there is nothing to tell apart.
     """
-    work = prepare_for(settings.task)(
-        settings, readable(model), tokenizer, Ledger(folder / "errors.jsonl"), quiet
-    )
+    work = prepared(settings, model, tokenizer, Ledger(folder / "errors.jsonl"), quiet)
     check_match(work.model.config, tokenizer, settings.model)
     device = find_device(settings.train.device)
     settings = settings.model_copy(

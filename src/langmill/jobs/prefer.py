@@ -177,7 +177,7 @@ def prepare(
 
         read = list(read_rows(settings.data, ledger, make, _UNUSABLE))
     if not read:
-        raise DataError(finetune.nothing_left(ledger, "preference"))
+        raise DataError(finetune.nothing_left(settings, ledger, "preference"))
     if settings.prefer.loss == "kto":
         single = [(part.row.id, part.example, part.good) for parts in read for part in parts]
         items = list(crossed(single, length))

@@ -258,7 +258,7 @@ def _score(ready: Prepared, quiet: bool) -> Scored:
         return None
     chosen = corpus.held_out(min(SCORED_MOST, max(SCORED_LEAST, int(SCORED_SHARE * ready.planned_tokens))))
     if ready.guesses is not None:
-        return guess(ready.model, ready.guesses, chosen)
+        return guess(ready.model, ready.guesses, chosen).summary(seed=ready.settings.seed)
     return measure(ready.model, corpus, chosen, length, ready.settings.seed, quiet)
 
 
@@ -267,7 +267,7 @@ def _once(path: Path, score: Callable[[], Scored]) -> Scored:
     with contextlib.suppress(OSError):
         if path.is_file():
             saved = dict(read_json(path, "scores", 1))
-            return Guesses(**saved["guesses"]) if "guesses" in saved else restore(saved)
+            return Guesses.restore(saved["guesses"]) if "guesses" in saved else restore(saved)
     found = score()
     if found is not None:
         saved = {"guesses": found.figures} if isinstance(found, Guesses) else stored(found)

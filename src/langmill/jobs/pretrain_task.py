@@ -5,13 +5,15 @@ The damage follows from the run's seed and the epoch; held-out documents are dam
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
 
 from langmill.common.errors import ModelError
 from langmill.common.settings import TrainSettings
@@ -19,6 +21,8 @@ from langmill.data.batches import Ints
 from langmill.data.corrupt import Denoising, FillInMiddle, Masking, SpanCorruption, Words, flags
 from langmill.data.fresh import Denoised, Infilled, Masked
 from langmill.data.rows import Source, TaskRows, tokens_of
+from langmill.evaluate.compare import intervals
+from langmill.evaluate.loss import Interval
 from langmill.jobs.corpus import Corpus
 from langmill.model.config import Config, LSTMConfig, ModelConfig, Relative
 from langmill.text.tokenizer import Tokenizer
@@ -59,18 +63,65 @@ class Task:
 @dataclass(frozen=True)
 class Guesses:
     """How held-out documents were guessed: nats a token, the share that was right, how many tokens were guessed, of how
-    many documents, and the entropy of those tokens, below which no guess gets that does not look at the text."""
+    many documents, and the entropy of those tokens, below which no guess gets that does not look at the text; with 95 %
+    intervals over the documents, None below two."""
 
     loss: float
     accuracy: float
     guessed: int
     documents: int
     unigram_entropy: float
+    loss_interval: Interval | None = None
+    accuracy_interval: Interval | None = None
 
     @property
     def figures(self) -> dict[str, Any]:
         """For a report."""
         return asdict(self)
+
+    @classmethod
+    def restore(cls, saved: Mapping[str, Any]) -> Guesses:
+        """From the JSON of `figures`."""
+        given: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in saved.items()}
+        return cls(**given)
+
+
+@dataclass(frozen=True)
+class Guessed:
+    """Of each of N documents the sum of nats, the tokens that were guessed and how many of them were right; and how
+    often each of V entries was to be guessed."""
+
+    nll_N: NDArray[np.float64]
+    tokens_N: NDArray[np.int64]
+    right_N: NDArray[np.int64]
+    counts_V: NDArray[np.int64]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Guessed]) -> Guessed:
+        """The documents of several, in order."""
+        nll_N, tokens_N, right_N = (
+            np.concatenate([getattr(one, name) for one in parts]) for name in ("nll_N", "tokens_N", "right_N")
+        )
+        return cls(nll_N, tokens_N, right_N, np.sum([one.counts_V for one in parts], axis=0))
+
+    def of(self, chosen: Ints) -> dict[str, float]:
+        """loss and accuracy over some of the documents."""
+        guessed = max(1, int(self.tokens_N[chosen].sum()))
+        return {
+            "loss": float(self.nll_N[chosen].sum()) / guessed,
+            "accuracy": int(self.right_N[chosen].sum()) / guessed,
+        }
+
+    def summary(self, resamples: int = 1000, seed: int = 0) -> Guesses:
+        """Over all documents. resamples 0: without intervals."""
+        documents, shares = len(self.nll_N), self.counts_V[self.counts_V > 0] / max(1, self.counts_V.sum())
+        found = self.of(np.arange(documents))
+        between = intervals(self.of, documents, resamples, seed) if resamples else {}
+        return Guesses(
+            **found, guessed=int(self.counts_V.sum()), documents=documents,
+            unigram_entropy=float(-(shares * np.log(shares)).sum()),
+            loss_interval=between.get("loss"), accuracy_interval=between.get("accuracy"),
+        )  # fmt: skip
 
 
 def specials_for(objective: str, family: str | None) -> tuple[str, ...]:
@@ -82,15 +133,22 @@ def specials_for(objective: str, family: str | None) -> tuple[str, ...]:
     return () if objective == "causal" else MARKS["mask"]
 
 
+def kind_of(config: Config) -> str | None:
+    """The objective of KINDS that trains a model of this shape; None where no head says words."""
+    if not isinstance(config, ModelConfig) or config.writes:
+        return "causal"
+    if config.head is None or config.head.task != "text":
+        return None
+    return "denoise" if config.decoder is not None else "masked"
+
+
 def check_shape(config: Config, objective: str, where: object) -> None:
     """ModelError where a model's shape is not one that the objective trains; it names those that do."""
-    kind = "causal"
-    if isinstance(config, ModelConfig) and not config.writes:
-        kind = "denoise" if config.decoder is not None else "masked"
-        if config.head is None or config.head.task != "text":
-            raise ModelError(
-                f"{where} has no head that says words, so there is nothing to pretrain: take the model before its task"
-            )
+    kind = kind_of(config)
+    if kind is None:
+        raise ModelError(
+            f"{where} has no head that says words, so there is nothing to pretrain: take the model before its task"
+        )
     wanted = "causal" if objective == "infill" else objective
     if kind != wanted:
         fitting = "causal or infill" if kind == "causal" else kind
@@ -169,10 +227,11 @@ def _named(id: int | None, what: str, train: TrainSettings) -> int:
 
 
 @torch.no_grad()
-def guess(model: Any, task: Task, chosen: Ints) -> Guesses:
+def guess(model: Any, task: Task, chosen: Ints) -> Guessed:
     """Let the model guess what was damaged in some documents."""
     model.eval()
-    device, total, right = model.tokens.weight.device, 0.0, 0
+    device, most = model.tokens.weight.device, int(chosen.max(initial=-1)) + 1
+    sums = np.zeros((3, most))  # nats, tokens, right ones
     counts = np.zeros(model.config.vocab, np.int64)
     for batch in task.batches(chosen, HELD_SEED).once():
         given = tensors(batch, device)
@@ -185,21 +244,25 @@ def guess(model: Any, task: Task, chosen: Ints) -> Guesses:
         scored_BT = given["targets"] != IGNORED
         h_KD, targets_K = h_BTD[scored_BT], given["targets"][scored_BT]
         counts += np.bincount(targets_K.cpu().numpy(), minlength=len(counts))
+        rows_K, _ = np.nonzero(batch.targets_BT != IGNORED)
+        owners_K = batch.numbers_BP[rows_K, batch.documents_BT[batch.targets_BT != IGNORED] - 1]
+        nll, right = list[Tensor](), list[Tensor]()
         for h_CD, targets_C in zip(h_KD.split(CHUNK), targets_K.split(CHUNK), strict=True):
             logits_CV = model.logits(h_CD).float()
-            total += float(F.cross_entropy(logits_CV, targets_C, reduction="sum"))
-            right += int((logits_CV.argmax(dim=-1) == targets_C).sum())
-    guessed = max(1, int(counts.sum()))
-    shares = counts[counts > 0] / guessed
-    entropy = float(-(shares * np.log(shares)).sum())
-    return Guesses(total / guessed, right / guessed, guessed, len(chosen), entropy)
+            nll.append(F.cross_entropy(logits_CV, targets_C, reduction="none"))
+            right.append(logits_CV.argmax(dim=-1) == targets_C)
+        for at, values in enumerate((nll, [torch.ones(len(owners_K))], right)):
+            weights_K = torch.cat(values).double().cpu().numpy()
+            sums[at] += np.bincount(owners_K, weights_K, minlength=most)
+    nll_N, tokens_N, right_N = sums[:, chosen]
+    return Guessed(nll_N, tokens_N.astype(np.int64), right_N.astype(np.int64), counts)
 
 
 def guessing(task: Task, chosen: Ints) -> Callable[[Any], dict[str, float]]:
     """What `fit` calls during a run: loss and accuracy on a few held-out documents."""
 
     def validate(model: Any) -> dict[str, float]:
-        found = guess(model, task, chosen)
+        found = guess(model, task, chosen).summary(resamples=0)
         return {"loss": found.loss, "accuracy": found.accuracy}
 
     return validate

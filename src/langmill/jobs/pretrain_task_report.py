@@ -31,7 +31,7 @@ from langmill.jobs.report import (
     text,
 )  # fmt: skip
 from langmill.jobs.report import settings as shown_settings
-from langmill.jobs.results import Entrant, path_shown, three
+from langmill.jobs.results import Entrant, between, path_shown, three
 from langmill.model.config import Config
 from langmill.model.count import parameters
 
@@ -81,7 +81,7 @@ def _page(
     tiles[0] = Tile(
         "held-out loss",
         "–" if scores is None else three(scores.loss),
-        f"nats a token; {settings.train.objective}",
+        f"nats a token; {'' if scores is None else between(scores.loss_interval) or settings.train.objective}",
     )
     resolved = shown_settings(settings.model_dump(mode="json", by_alias=True))
     sections: list[tuple[str, Html]] = [
@@ -109,19 +109,27 @@ def _scored(
         (entrant.name, "s0", scores),
         *([] if before is None else [("before this training", "s1", before)]),
     ]
-    bars = [Bar(name, found.loss, None, style) for name, style, found in both]
+    bars = [Bar(name, found.loss, found.loss_interval, style) for name, style, found in both]
     bars.append(Bar("frequencies alone", scores.unigram_entropy, None, "s2"))
     rows: list[tuple[object, ...]] = [
-        (name, three(found.loss), f"{found.accuracy:.1%}") for name, _, found in both
+        (name, three(found.loss), between(found.loss_interval), _share(found)) for name, _, found in both
     ]
-    rows.append(("frequencies alone", three(scores.unigram_entropy), None))
+    rows.append(("frequencies alone", three(scores.unigram_entropy), None, None))
     caption = (
         f"{scores.guessed:,} {WHAT[settings.train.objective]} of {scores.documents:,} of {len(corpus.held):,} held-out "
-        "documents, damaged the same way each time. Frequencies alone: the entropy of those tokens, which no guess "
-        "beats that does not look at the text."
+        "documents, damaged the same way each time; 95 % intervals by bootstrap over documents. Frequencies alone: the "
+        "entropy of those tokens, which no guess beats that does not look at the text."
     )
     chart = bar_chart("Nats a token: lower is better", bars, "nats a guessed token of held-out text")
-    return join(chart, table(caption, ("", "nats a token", "guessed right"), rows, numbers=2))
+    return join(
+        chart, table(caption, ("", "nats a token", "95 % interval", "guessed right"), rows, numbers=3)
+    )
+
+
+def _share(found: Guesses) -> str:
+    """What was guessed right, with its interval."""
+    low, high = found.accuracy_interval or (None, None)
+    return f"{found.accuracy:.1%}" + ("" if low is None else f" ({low:.1%} to {high:.1%})")
 
 
 def next_commands(settings: PretrainSettings) -> list[tuple[str, str]]:
@@ -148,10 +156,11 @@ def _words(
         f"({outcome.tokens_per_second:,.0f} tokens/s), training loss {shown(outcome.loss)}",
     ]
     if scores is not None:
+        range = f" ({between(scores.loss_interval)})" if scores.loss_interval else ""
         was = "" if before is None else f", before {three(before.loss)}"
         lines.append(
-            f"held out: {three(scores.loss)} nats{was} for each of {scores.guessed:,} "
-            f"{WHAT[settings.train.objective]}, {scores.accuracy:.1%} right; frequencies alone "
+            f"held out: {three(scores.loss)} nats{range}{was} for each of {scores.guessed:,} "
+            f"{WHAT[settings.train.objective]}, {_share(scores)} right; frequencies alone "
             f"{three(scores.unigram_entropy)}"
         )
     return [*lines, f"report: {entrant.folder / 'report.html'}", f"next: {next_commands(settings)[0][1]}"]

@@ -12,14 +12,14 @@ from langmill.data.items import Contrasted, Labelled, Spanned, Tagged, Translate
 from langmill.data.pipeline import Ledger
 from langmill.data.rows import Texts
 from langmill.families.folder import Model
-from langmill.jobs.finetune_task import aside, prepare_for, readable
+from langmill.jobs.finetune_task import aside, prepared
 from langmill.jobs.work import Work
 from langmill.text.tokenizer import Tokenizer
 
 
 def preview(settings: FinetuneSettings, model: Model, tokenizer: Tokenizer, quiet: bool) -> Report:
     """Text: the first items, a stanza each. Counts: rows kept, items trained and held out, and what was cut."""
-    work = prepare_for(settings.task)(settings, readable(model), tokenizer, Ledger(), quiet)
+    work = prepared(settings, model, tokenizer, Ledger(), quiet)
     numbers = work.train[: settings.preview or 3].tolist()
     items = [f"{work.source.name(number)}\n{shown(work, tokenizer, number)}" for number in numbers]
     counts = {"trained": len(work.train), "held_out": len(work.held), **work.counted}

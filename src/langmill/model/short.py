@@ -28,7 +28,7 @@ def attend_short(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, causal: bool, s
 
     causal: query t sees keys up to t; T and S are then equal.
     """
-    mixed: Tensor = _Short.apply(q_BHTD, k_BGSD, v_BGSD, causal, scale)  # type: ignore[no-untyped-call]
+    mixed: Tensor = _Short.apply(q_BHTD, k_BGSD, v_BGSD, causal, scale)  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return mixed
 
 

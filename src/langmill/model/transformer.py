@@ -41,8 +41,8 @@ class Stack(nn.Module):
         self.config, self.length, self.embedding_scale = c, tokens.length, tokens.scale
         self.dropout = 0.0  # of what is embedded
         self.checkpointing = False  # recompute each block in the backward pass instead of keeping it
-        learned = isinstance(c.position, Learned)
-        self.positions = nn.Embedding(tokens.length + c.position.offset, c.dim) if learned else None  # type: ignore[union-attr]
+        rows = tokens.length + c.position.offset if isinstance(c.position, Learned) else 0
+        self.positions = nn.Embedding(rows, c.dim) if rows else None
         self.relative = (
             nn.Embedding(c.position.buckets, c.heads) if isinstance(c.position, Relative) else None
         )
@@ -294,11 +294,9 @@ class Transformer(nn.Module):
 
     @dropout.setter
     def dropout(self, share: float) -> None:
-        for stack in (self.encoder, self.decoder):
-            if isinstance(stack, Stack):
-                stack.dropout = share
-                for block in stack.blocks:
-                    block.dropout = share  # type: ignore[assignment]
+        for part in self.modules():
+            if isinstance(part, Stack | Block):
+                part.dropout = share
 
     def new_cache(
         self, batch: int, length: int, dtype: torch.dtype | None = None, device: torch.device | None = None

@@ -67,13 +67,13 @@ class Limit:
         counted["windows"] += len(found)
         return found
 
-    def says(self, count: int, room: int, what: str) -> str:
-        """The message about a text that does not fit."""
+    def says(self, count: int, room: int, what: str, cure: str = "truncate or window") -> str:
+        """The message about a text that does not fit; `cure`: the policies that help."""
         if room < 1:
             return f"{what}: what stands beside it leaves no room for its {count} tokens in {self.length}"
         return (
             f"{what} has {count} tokens, and the model reads {room} of a text beside the special ones: "
-            "choose truncate or window for long texts, or shorten it"
+            f"choose {cure} for long texts, or shorten it"
         )
 
 

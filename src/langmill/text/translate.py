@@ -71,8 +71,8 @@ def _closed(
     ids = tokenizer.encode(text)
     if not ids:
         raise DataError(f"{what} is empty: it gives no token")
-    if len(ids) > room and limit.policy == "window":
-        raise TooLong(limit.says(len(ids), room, what))
+    if len(ids) > room and limit.policy != "truncate":
+        raise TooLong(limit.says(len(ids), room, what, "truncate"))
     encoded = tokenizer.frame.one(ids[: limit.cuts(len(ids), room, what, counted)[0][1]], number)
     return Encoded([*encoded.ids, *end], [*encoded.types, *(0 for _ in end)], encoded.first, range(0), number)
 

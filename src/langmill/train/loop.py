@@ -113,8 +113,8 @@ def fit(
     """Train `model` in place until max_steps or num_train_epochs; it ends with the last weights.
 
     folder: the run's own, private folder: checkpoints/, metrics.jsonl, choices.json.
-    validate: figures of the model on held-out text; the checkpoint with the lowest "criterion" (or else
-    "bits_per_byte" or "loss") is kept. name_of: the name of a document by its number, for errors.
+    validate: figures of the model on held-out text, in the run's number type; the checkpoint with the lowest
+    "criterion" (or else "bits_per_byte" or "loss") is kept. name_of: the name of a document by its number, for errors.
     tokens_of: the scored tokens of a batch, where the objective counts something else (pairs).
     hooks: called after every step as hook(step, state); one that returns True ends the run.
     gradients: replaces the plain backward pass.
@@ -195,11 +195,11 @@ class _Run:
 
     def begin(self, resume: bool) -> None:
         """Start anew, or put everything where the last checkpoint left it."""
-        self.model.train()
-        if hasattr(self.model, "checkpointing"):
-            setattr(self.model, "checkpointing", self.settings.gradient_checkpointing)  # noqa: B010
-        if hasattr(self.model, "dropout"):
-            setattr(self.model, "dropout", self.settings.dropout)  # noqa: B010
+        network: Any = self.model.train()
+        if hasattr(network, "checkpointing"):
+            network.checkpointing = self.settings.gradient_checkpointing
+        if hasattr(network, "dropout"):
+            network.dropout = self.settings.dropout
         elif self.settings.dropout:
             raise SettingsError("train.dropout is for Transformers: leave it out for an LSTM")
         found = checkpoint.newest(self.checkpoints, self.say)
@@ -318,7 +318,8 @@ class _Run:
         if self.validate is None or not self._due(self.eval_every):
             return
         self.model.eval()
-        with torch.no_grad():
+        narrow = self.choices.dtype == "bfloat16"
+        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=narrow):
             figures = self.validate(self.model)
         self.model.train()
         self.metrics.log(self.state.step, **{f"eval_{name}": value for name, value in figures.items()})
