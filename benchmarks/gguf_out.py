@@ -44,7 +44,7 @@ from langmill.text.chat import chat_ids
 from langmill.text.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
-PEER = ROOT / "benchmarks" / "peers" / "llama_cpp.py"
+PEER = ROOT / "benchmarks" / "peers" / "llama_wheel.py"
 SHAPE = {
     "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 512, "rms_norm_eps": 1e-5,

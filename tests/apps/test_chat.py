@@ -23,7 +23,6 @@ from langmill.common.settings import ChatSettings
 from langmill.data.chats import read_chats
 from langmill.data.pipeline import Ledger
 from langmill.infer.generate import generate
-from langmill.infer.past import Past
 from langmill.infer.ready import ready
 from langmill.infer.sampling import Sampling
 from langmill.text.chat import chat_ids
@@ -57,7 +56,7 @@ def converse(
         return str(line)
 
     place = Console(read, shown.append, notes.append, True)
-    speaker = app.Speaker(*ready(folder, device="cpu"), overflow, Past())
+    speaker = app.speaker_of(ChatSettings(model=folder, overflow=overflow, device="cpu"))
     chat = Chat((), Sampling(**{"max_new_tokens": 12, **sampling}))
     chat, counts, _ = app.talk(speaker, chat, console(place) if console else place)
     return Said(chat, counts, "".join(shown), "\n".join(notes))
@@ -186,7 +185,7 @@ def test_a_chat_that_outgrows_the_window_leaves_the_oldest_turns_out_and_says_so
     said = converse(folder, *lines, max_new_tokens=24)
     assert said.counts["errors"] == 0 and len(said.chat.turns) == 24  # nothing is forgotten, only not read
     assert f"of 12 turns, which do not all fit in the {WINDOW} tokens of this model" in said.notes
-    speaker = app.Speaker(*ready(folder, device="cpu"), "oldest", Past())
+    speaker = app.speaker_of(ChatSettings(model=folder, device="cpu"))
     messages = said.chat.messages[:-1]
     ids, count = app.fit(speaker, messages, 24)
     starts = [at for at, message in enumerate(messages) if message["role"] == "user"]
@@ -205,7 +204,7 @@ def test_overflow_stop_refuses_the_turn_with_both_numbers(folder: str) -> None:
     lines = [f"number {number} of them" for number in range(12)]
     said = converse(folder, *lines, overflow="stop", max_new_tokens=24)
     assert said.counts["left_out"] == 0 < said.counts["errors"] == 12 - said.counts["turns"]
-    speaker = app.Speaker(*ready(folder, device="cpu"), "stop", Past())
+    speaker = app.speaker_of(ChatSettings(model=folder, overflow="stop", device="cpu"))
     needed = len(speaker.check(said.chat.asked(lines[-1]).messages))
     assert (
         f"needs {needed + 24} tokens ({needed} to read, 24 to answer) and the model has {WINDOW}"
@@ -229,7 +228,7 @@ def test_ctrl_c_stops_an_answer_and_not_the_program(folder: str) -> None:
         return change
 
     whole = texts(converse(folder, "Hi"))[1]
-    said = converse(folder, "Hi", KeyboardInterrupt(), "And?", console=cut_at(9))
+    said = converse(folder, "Hi", KeyboardInterrupt(), "And?", console=cut_at(3))
     assert said.counts["stopped"] == 1 and "(stopped: what is written so far stays)" in said.notes
     partial = texts(said)[1]
     assert partial and whole.startswith(partial) and partial != whole
@@ -238,7 +237,7 @@ def test_ctrl_c_stops_an_answer_and_not_the_program(folder: str) -> None:
     ids = chat_ids(tokenizer, said.chat.messages[:3])
     assert texts(said)[3] == "".join(generate(model, tokenizer, ids, max_new_tokens=12))
     with pytest.raises(KeyboardInterrupt):
-        converse(folder, "Hi", console=cut_at(9, stoppable=False))
+        converse(folder, "Hi", console=cut_at(3, stoppable=False))
 
 
 def test_a_model_without_a_template_or_with_one_that_refuses(
@@ -311,14 +310,18 @@ def test_at_a_terminal_ctrl_c_stops_the_answer_and_ctrl_d_leaves(
     seen = b""
 
     def wait_for(text: bytes, again: bytes = b"") -> None:
-        """`again`: a key to press again, as the line editor misses one that comes before it listens."""
+        """`again`: a key to press each second, as one that comes while the line editor begins or ends is lost."""
         nonlocal seen
-        end = time.monotonic() + 100
+        pressed = time.monotonic()
+        end = pressed + 100
         while text not in seen:
-            if again and not select.select([master], [], [], 1)[0]:
+            now = time.monotonic()
+            assert now < end, seen[-500:]
+            if again and now > pressed + 1:
                 os.write(master, again)
-            assert select.select([master], [], [], max(0, end - time.monotonic()))[0], seen[-500:]
-            seen += os.read(master, 4096)
+                pressed = now
+            if select.select([master], [], [], 0.2)[0]:
+                seen += os.read(master, 4096)
         seen = seen.partition(text)[2]
 
     try:
@@ -327,7 +330,7 @@ def test_at_a_terminal_ctrl_c_stops_the_answer_and_ctrl_d_leaves(
         wait_for(b"Hi\r\n")
         seen += os.read(master, 4096)  # the answer has begun
         os.write(master, b"\x03")
-        wait_for(b"(stopped")
+        wait_for(b"(stopped", again=b"\x03")
         wait_for(b"you> ")
         os.write(master, b"\x03")
         wait_for(app.HINT.encode(), again=b"\x03")

@@ -9,6 +9,9 @@ from langmill.common.errors import DataError, ModelError, SettingsError, UsageEr
 from langmill.common.settings import GenerateSettings, LoRASettings
 from langmill.families import folder as folders
 from langmill.families.peft import adapters, write_adapter
+from langmill.infer import running
+from langmill.model.config import LSTMConfig
+from langmill.model.recurrent import LSTM
 from langmill.text.chat import chat_ids
 from langmill.text.tokenizer import Tokenizer
 
@@ -50,8 +53,8 @@ def test_an_interrupted_stream_ends_its_line(folder, capsys, monkeypatch):
         yield next(whole(*given))
         raise KeyboardInterrupt
 
-    whole = app.generate_pieces
-    monkeypatch.setattr(app, "generate_pieces", cut)
+    whole = app.written
+    monkeypatch.setattr(app, "written", cut)
     with pytest.raises(KeyboardInterrupt):
         app.run(GenerateSettings(model=folder, prompt=["The"], device="cpu"))
     assert capsys.readouterr().out.endswith("\n")
@@ -64,7 +67,7 @@ def test_the_end_of_the_context_is_named(folder, capsys):
 
 def test_results_are_in_the_order_of_the_prompts_and_as_each_alone(folder, monkeypatch):
     prompts = ["a", "The quick brown fox jumps", "", "day", "春眠", "a"]
-    monkeypatch.setattr(app, "_ROWS", 2)
+    monkeypatch.setattr(running, "SLOTS", 2)
     sampling = {"temperature": 1.0, "seed": 3}
     report = results(folder, *prompts, **sampling)
     together = report.extra["results"]
@@ -77,13 +80,6 @@ def test_results_are_in_the_order_of_the_prompts_and_as_each_alone(folder, monke
     json.dumps([report.counts, report.figures, report.extra])
 
 
-def test_a_batch_takes_no_more_rows_than_its_cache_may_hold(folder, monkeypatch):
-    model, _ = folders.load(folder)
-    token = 2 * 2 * 2 * 8 * 4  # keys and values, layers, heads, width, bytes
-    monkeypatch.setattr(app, "_CACHE_BYTES", 3 * 100 * token)
-    assert [app._fitting(model, tokens) for tokens in (100, 101, 150, 10_000, 1)] == [3, 2, 2, 1, 32]
-
-
 def test_stop_text_and_finish_reason(folder):
     [free] = results(folder, "The").extra["results"]
     assert (free["finish_reason"], len(free["tokens"])) == ("length", 12)
@@ -91,6 +87,54 @@ def test_stop_text_and_finish_reason(folder):
     [cut] = results(folder, "The", stop=["\0", stop]).extra["results"]
     assert cut["finish_reason"] == "stop"
     assert cut["text"] == free["text"].split(stop)[0]
+
+
+def test_texts_keep_to_what_they_are_held_to(folder, tmp_path, capsys):
+    pytest.importorskip("llguidance")
+    schema = {
+        "type": "object",
+        "properties": {"n": {"enum": [1, 2]}},
+        "required": ["n"],
+        "additionalProperties": False,
+    }
+    (tmp_path / "s.json").write_text(json.dumps(schema), encoding="utf-8")
+    (tmp_path / "g.lark").write_text('start: "a" | "春"', encoding="utf-8")
+    for given, fits in (
+        ({"json_schema": json.dumps(schema)}, lambda text: json.loads(text)["n"] in (1, 2)),
+        ({"json_schema": str(tmp_path / "s.json")}, lambda text: json.loads(text)["n"] in (1, 2)),
+        ({"regex": "[0-9]{3}"}, lambda text: len(text) == 3 and text.isdecimal()),
+        ({"choice": ["yes", "no"]}, lambda text: text in ("yes", "no")),
+        ({"grammar": tmp_path / "g.lark"}, lambda text: text in ("a", "春")),
+    ):
+        found = results(folder, "The", "day", max_new_tokens=30, temperature=1.0, **given).extra["results"]
+        assert all(fits(row["text"]) and row["finish_reason"] == "stop" for row in found), given
+    [cut] = results(folder, "The", regex="[0-9]{40}", max_new_tokens=3).extra["results"]
+    assert "needs more tokens" in cut["incomplete"] and cut["finish_reason"] == "length"
+    app.run(GenerateSettings(model=folder, prompt=["The"], regex="[0-9]{40}", max_new_tokens=3, device="cpu"))
+    assert "ended by length; the text ends before" in capsys.readouterr().err
+
+
+def test_guesses_change_no_result(folder, tmp_path, make):
+    prompts, asked = ["The quick brown fox. The quick brown fox.", "day"], {"max_new_tokens": 40}
+    plain, looked = (results(folder, *prompts, lookup=lookup, **asked) for lookup in (0, 4))
+    drafted = results(folder, *prompts, draft=folder, **asked)  # its own draft: every guess is right
+    assert plain.extra == looked.extra == drafted.extra and plain.counts["guessed"] == 0
+    assert drafted.counts["guessed_right"] == drafted.counts["guessed"] > 40
+    alone, quick = (results(folder, prompts[0], lookup=lookup, **asked) for lookup in (0, None))
+    assert (
+        alone.extra == quick.extra
+        and quick.counts["guessed"] > 0 == results(folder, *prompts).counts["guessed"]
+    )
+    model, _ = folders.load(folder)
+    other = Tokenizer.train(["Other texts have other tokens."] * 3, vocab_size=300)
+    folders.save(model, other, tmp_path / "other")
+    recurrent = LSTM(LSTMConfig(vocab=300, length=64, dim=32, hidden=32))
+    folders.save(recurrent, other, tmp_path / "lstm")
+    with pytest.raises(UsageError, match="leave --lookup out"):
+        results(str(tmp_path / "lstm"), "a", lookup=4)
+    assert results(str(tmp_path / "lstm"), "a").counts["tokens"] == 12
+    with pytest.raises(ModelError, match="has other tokens than"):
+        results(folder, "a", draft=str(tmp_path / "other"))
 
 
 def test_prompts_from_a_file(folder, tmp_path):
@@ -115,10 +159,13 @@ def test_prompts_from_a_file(folder, tmp_path):
 
 def test_chat_renders_one_user_turn(chat_folder, monkeypatch):
     seen = []
-    whole = app.generate_pieces
-    monkeypatch.setattr(
-        app, "generate_pieces", lambda m, t, ids, *more: (seen.extend(ids), whole(m, t, ids, *more))[1]
-    )
+    whole = app.written
+
+    def written(engine, ids, *more):
+        seen.extend(ids)
+        return whole(engine, ids, *more)
+
+    monkeypatch.setattr(app, "written", written)
     results(chat_folder, "Hi <|im_end|>", chat=True, system="Be brief.")
     tokenizer = Tokenizer.load(chat_folder)
     start, end = tokenizer.vocab["<|im_start|>"], tokenizer.vocab["<|im_end|>"]
@@ -176,6 +223,10 @@ def test_errors_say_what_to_do(folder, tmp_path):
         results(folder, "a", chat=True)
     with pytest.raises(UsageError, match="add --chat"):
         results(folder, "a", system="b")
+    with pytest.raises(UsageError, match="--json-schema and --regex exclude each other"):
+        results(folder, "a", json_schema="{}", regex="a")
+    with pytest.raises(UsageError, match=r"--json-schema: .*none\.json cannot be read: No such file"):
+        results(folder, "a", json_schema=str(tmp_path / "none.json"))
     with pytest.raises(ModelError, match=rf"prompt 2 has \d+ tokens .* {LENGTH} positions"):
         results(folder, "a", "春" * LENGTH)
     with pytest.raises(SettingsError, match="'gpu' is unknown"):

@@ -124,21 +124,25 @@ def made(slots: int = 3, **given: Any) -> tuple[Engine, Fake]:
     return Engine(runner, **{"pass_tokens": 8, "worth": 1, **given}), runner
 
 
-def true_guesses(wrong: random.Random) -> Any:
+class TrueGuesses:
     """Guesses of what comes greedily, now and then a wrong one."""
 
-    def propose(slots: Sequence[int], tokens: Sequence[Any]) -> list[list[int]]:
+    def __init__(self, wrong: random.Random):
+        self.wrong = wrong
+
+    def __call__(self, slots: Sequence[int], tokens: Sequence[Ids]) -> list[list[int]]:
         found = []
         for own in tokens:
             seen, guess = [-1, *own.tolist()], []
-            for _ in range(wrong.randrange(5)):
-                hit = wrong.random() < 0.8 and RAISES not in seen
+            for _ in range(self.wrong.randrange(5)):
+                hit = self.wrong.random() < 0.8 and RAISES not in seen
                 guess.append(int(scores(seen).argmax()) if hit else 3)
                 seen.append(guess[-1])
             found.append(guess)
         return found
 
-    return propose
+    def leave(self, slot: int) -> None:
+        pass
 
 
 def check(asked: dict[int, Request], found: dict[int, Event], cancelled: set[int] = frozenset()) -> None:  # type: ignore[assignment]

@@ -14,6 +14,7 @@ from fake_engine import (
     VOCAB,
     ZERO,
     FakeEmbedder,
+    TrueGuesses,
     alone,
     check,
     drain,
@@ -21,7 +22,6 @@ from fake_engine import (
     made,
     request,
     scores,
-    true_guesses,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -59,7 +59,7 @@ def test_all_write_what_they_write_alone(
     script: list[Any], slots: int, room: int, worth: int, guessing: int | None
 ) -> None:
     """Requests arrive and are cancelled between steps, in any order, lengths and priorities."""
-    propose = None if guessing is None else true_guesses(random.Random(guessing))
+    propose = None if guessing is None else TrueGuesses(random.Random(guessing))
     engine, runner = made(slots, pass_tokens=slots + room, worth=worth, propose=propose)
     asked: dict[int, Request] = {}
     found: dict[int, Event] = {}
@@ -103,7 +103,7 @@ def test_equal_prompts_with_different_choices_draw_differently() -> None:
 def test_guesses_that_come_true_spare_passes_and_change_nothing() -> None:
     one = request([1, 2, 3], max_new_tokens=20, stop_ids=frozenset())
     passes = []
-    for propose in (None, true_guesses(random.Random(1))):
+    for propose in (None, TrueGuesses(random.Random(1))):
         engine, runner = made(1, propose=propose)
         number = engine.submit(one)
         check({number: one}, drain(engine))
@@ -252,6 +252,14 @@ class Steps:
     def done(self) -> bool:
         return self.at == len(self.allowed)
 
+    whole = done
+
+    def steer(self, id: int, left: int) -> int:
+        return id
+
+    def forced(self) -> list[int]:
+        return []
+
     def mask(self) -> Any:
         ids = self.allowed[self.at]
         if ids is None:
@@ -269,7 +277,7 @@ class Steps:
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("way", [{}, SAMPLED])
 def test_a_constraint_allows_what_it_says_until_it_is_done(packed: bool, way: dict[str, Any]) -> None:
-    engine, _ = made(propose=true_guesses(random.Random(0)))
+    engine, _ = made(propose=TrueGuesses(random.Random(0)))
     free = request([1, 2], max_new_tokens=9)
     numbers = {engine.submit(free): free}
     bound = engine.submit(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from fake_engine import RAISES, Fake, FakeEmbedder, check, drain, gather, made, request, true_guesses
+from fake_engine import RAISES, Fake, FakeEmbedder, TrueGuesses, check, drain, gather, made, request
 
 from langmill.common.errors import ModelError
 from langmill.infer.engine import Engine
@@ -67,7 +67,7 @@ def tokenizer() -> Tokenizer:
 
 
 def test_text_is_what_the_ids_decode_to_and_ends_before_a_stop_text(tokenizer: Tokenizer) -> None:
-    engine = Engine(Fake(2), tokenizer, pass_tokens=8, propose=true_guesses(random.Random(2)))
+    engine = Engine(Fake(2), tokenizer, pass_tokens=8, propose=TrueGuesses(random.Random(2)))
     prompts = [[8, 9], [9, 10, 11], [12]]
     numbers = [engine.submit(Request(prompt, request([], max_new_tokens=25).sampling)) for prompt in prompts]
     found = drain(engine)

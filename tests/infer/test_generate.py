@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from langmill.common.errors import ModelError, SettingsError, UsageError
 from langmill.families.folder import load_model
 from langmill.infer.generate import _seen, generate, generate_ids, generate_pieces
+from langmill.infer.request import Request
+from langmill.infer.running import engine_for
 from langmill.infer.sampling import Sampling
 from langmill.infer.text import Clip
 from langmill.model.config import Head, LSTMConfig, ModelConfig, StackConfig, Tokens
@@ -84,6 +86,15 @@ def test_greedy_equals_transformers(tmp_path, kind):
             )
             assert found == expected[0, len(prompt) :].tolist()
             assert reason == ("stop" if found[-1] == 5 else "length")
+        engine = engine_for(
+            model, None, slots=2, length=64
+        )  # by the C++ pass, fewer at once than there are prompts
+        how = Sampling(max_new_tokens=30, repetition_penalty=penalty)
+        rows = {engine.submit(Request(prompt, how, stop_ids=frozenset({5}))): [] for prompt in prompts}
+        while not engine.idle:
+            for event in engine.step():
+                rows[event.request] += event.ids
+        assert list(rows.values()) == ids
 
 
 @pytest.mark.parametrize("kind", ["llama", "lstm"])

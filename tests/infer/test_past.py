@@ -1,14 +1,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from langmill.families.folder import Model
-from langmill.infer.generate import generate_ids
 from langmill.infer.past import Past
-from langmill.infer.sampling import Sampling
 from langmill.model.config import Head, LSTMConfig, ModelConfig, StackConfig, Tokens
 from langmill.model.init import init_
 from langmill.model.recurrent import LSTM
@@ -31,34 +31,40 @@ def made(kind: str) -> Model:
     return model.eval()
 
 
-def written(model: Model, prompt: Sequence[int], past: Past | None = None, new: int = 12) -> list[int]:
-    steps = generate_ids(model, [prompt], Sampling(max_new_tokens=new, repetition_penalty=1.2), past=past)
-    return [token.id for step in steps for token in step]
+def read(model: Model, prompt: Sequence[int], past: Past | None = None) -> Tensor:
+    """Scores behind a prompt, of which no more is read than `past` lacks."""
+    cache: Any = model.new_cache(1, len(prompt)) if past is None else past.open(model, prompt, len(prompt))
+    new = list(prompt[past.reused if past else 0 :])
+    h_BTD = model.hidden(torch.tensor([new]), cache=cache)
+    if past:
+        past.read(new)
+    return model.logits(h_BTD[0, -1])
 
 
 @pytest.mark.parametrize("kind", ["full", "window", "lstm"])
-def test_a_kept_cache_changes_no_id_and_spares_what_was_read(kind: str) -> None:
+@torch.inference_mode()
+def test_a_kept_cache_changes_no_score_and_spares_what_was_read(kind: str) -> None:
     model, past = made(kind), Past()
     first = list(range(5, 17))
-    answer = written(model, first)
-    longer = [*first, *answer, 40, 41, 42]
+    longer = [*first, 40, 41, 42]
     for prompt, reused in (
         (first, 0),
-        (longer, len(first) + len(answer) - 1),  # the last token written was never fed back
+        (longer, len(first)),
         (longer, len(longer) - 1),  # one must be read
         ([*first, 50], len(first)),
         ([9, *first], 0),
         ([9], 0),
+        (list(range(60)), 0),  # longer than the cache so far
     ):
-        assert written(model, prompt, past) == written(model, prompt)
+        torch.testing.assert_close(read(model, prompt, past), read(model, prompt))
         assert past.reused == (0 if kind == "lstm" else reused)
 
 
-def test_an_answer_that_was_cut_off_leaves_the_cache_usable() -> None:
+@torch.inference_mode()
+def test_reading_that_was_cut_off_leaves_the_cache_usable() -> None:
     model, past = made("full"), Past()
     prompt = list(range(5, 17))
-    steps = generate_ids(model, [prompt], Sampling(max_new_tokens=12), past=past)
-    begun = [next(steps)[0].id for _ in range(4)]
+    read(model, prompt, past)
 
     def broken(*given: object, **more: object) -> torch.Tensor:
         raise KeyboardInterrupt
@@ -66,8 +72,8 @@ def test_an_answer_that_was_cut_off_leaves_the_cache_usable() -> None:
     norm = model.decoder.norm  # type: ignore[union-attr]
     handle = norm.register_forward_pre_hook(broken)  # keys and values are written by then
     with pytest.raises(KeyboardInterrupt):
-        next(steps)
+        read(model, [*prompt, 60, 61], past)
     handle.remove()
-    longer = [*prompt, *begun, 60, 61]
-    assert written(model, longer, past) == written(model, longer)
-    assert past.reused == len(prompt) + 3
+    longer = [*prompt, 70, 71, 72]
+    torch.testing.assert_close(read(model, longer, past), read(model, longer))
+    assert past.reused == len(prompt)

@@ -11,6 +11,7 @@ import bisect
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -19,14 +20,14 @@ import torch
 
 from langmill.apps.commands import Chat, Message, obey
 from langmill.apps.console import Console, open_console, read_message
-from langmill.apps.generate import sampling_of
+from langmill.apps.generate import check_alone, propose_of, sampling_of
 from langmill.common.errors import DataError, LangmillError, ModelError
 from langmill.common.metrics import Report
 from langmill.common.settings import ChatSettings
 from langmill.families.folder import Model
-from langmill.infer.generate import generate_pieces
-from langmill.infer.past import Past
+from langmill.infer.engine import Engine
 from langmill.infer.ready import ready
+from langmill.infer.running import engine_for, places, written
 from langmill.model.config import ModelConfig
 from langmill.text.chat import chat_ids
 from langmill.text.tokenizer import Tokenizer
@@ -37,17 +38,13 @@ LEAST = 16  # tokens of room without which there is no point in answering
 
 @dataclass(frozen=True)
 class Speaker:
-    """The model that answers, what it has read already, and what it does where a chat outgrows its window."""
+    """What answers: an engine of one slot, which remembers what it has read, and what is done where a chat outgrows
+    its window: so many tokens, None: no limit."""
 
-    model: Model
+    engine: Engine
     tokenizer: Tokenizer
     overflow: Literal["oldest", "stop"]
-    past: Past
-
-    @property
-    def window(self) -> int | None:
-        """Tokens that the model has positions for; None: no limit."""
-        return self.model.config.length if isinstance(self.model.config, ModelConfig) else None
+    window: int | None
 
     def check(self, messages: Sequence[Message]) -> list[int]:
         """The ids of messages; raises where the template refuses them."""
@@ -59,16 +56,9 @@ def run(settings: ChatSettings, *, quiet: bool = False) -> Report:
 
     The report holds the conversation as `messages`, a system message included.
     """
+    check_alone(settings)
     sampling = sampling_of(settings)
-    model, tokenizer = ready(
-        settings.model, settings.dtype, settings.device, settings.threads, settings.adapter
-    )
-    if tokenizer.chat_template is None:
-        raise ModelError(
-            f"{settings.model} has no chat template, so it was not made for chats: use `langmill generate` to go on "
-            "from a text, or take a model that was tuned on chats"
-        )
-    speaker = Speaker(model, tokenizer, settings.overflow, Past())
+    speaker = speaker_of(settings)
     chat = Chat((), sampling)
     if settings.system is not None:
         chat = obey(f"/system {settings.system}", chat, speaker.check).chat
@@ -88,6 +78,29 @@ def run(settings: ChatSettings, *, quiet: bool = False) -> Report:
         extra={"messages": list(chat.messages)},
         ok=console.stoppable or not counts["errors"],
     )
+
+
+def speaker_of(settings: ChatSettings) -> Speaker:
+    """The model of the settings, ready to answer; ModelError where it was not made for chats."""
+    model, tokenizer = ready(
+        settings.model, settings.dtype, settings.device, settings.threads, settings.adapter
+    )
+    if tokenizer.chat_template is None:
+        raise ModelError(
+            f"{settings.model} has no chat template, so it was not made for chats: use `langmill generate` to go on "
+            "from a text, or take a model that was tuned on chats"
+        )
+    length = places(model, settings.context, kv_bits=settings.kv_bits)
+    propose = propose_of(settings, model, tokenizer, 1, length)
+    engine = engine_for(
+        model, tokenizer, slots=1, length=length, propose=propose, kv_bits=settings.kv_bits, release=True,
+        queue_tokens=length,
+    )  # fmt: skip
+    return Speaker(engine, tokenizer, settings.overflow, _window(model, length))
+
+
+def _window(model: Model, length: int) -> int | None:
+    return length if isinstance(model.config, ModelConfig) else None
 
 
 def talk(speaker: Speaker, chat: Chat, console: Console) -> tuple[Chat, Counter[str], float]:
@@ -137,7 +150,7 @@ def talk(speaker: Speaker, chat: Chat, console: Console) -> tuple[Chat, Counter[
 def answer(speaker: Speaker, chat: Chat, console: Console, counts: Counter[str]) -> Chat | None:
     """Show the answer to a chat that ends with the user's turn; the chat with it, None where nothing was written.
 
-    What was written before Ctrl-C is kept. Raises as `fit`, and as `generate_ids` for a broken model.
+    What was written before Ctrl-C is kept. Raises as `fit`, and ModelError for a broken model.
     """
     ids, left_out = fit(speaker, chat.messages, chat.sampling.max_new_tokens)
     if left_out:
@@ -146,25 +159,24 @@ def answer(speaker: Speaker, chat: Chat, console: Console, counts: Counter[str])
             f"{speaker.window} tokens of this model)"
         )
     sampling = replace(chat.sampling, seed=chat.sampling.seed + chat.retries)
-    written: list[str] = []
-    tokens, ended = 0, "stopped"
+    said: list[str] = []
+    tokens, reused, ended = 0, 0, "stopped"
     try:
         try:
-            for (piece,) in generate_pieces(
-                speaker.model, speaker.tokenizer, [ids], sampling, past=speaker.past
-            ):
-                tokens += 1
-                written.append(piece.text)
-                console.show(piece.text)
-                ended = piece.finish or ended
+            with closing(written(speaker.engine, [ids], sampling)) as steps:
+                for event in (event for events in steps for event in events):
+                    tokens, reused = tokens + len(event.ids), event.cached
+                    said.append(event.text)
+                    console.show(event.text)
+                    ended = event.finish or ended
         except KeyboardInterrupt:
             if not console.stoppable:
                 raise
     finally:
         console.show("\n")
-    text = "".join(written)
+    text = "".join(said)
     counts.update(
-        turns=int(bool(text)), prompt_tokens=len(ids), reused_tokens=speaker.past.reused, tokens=tokens,
+        turns=int(bool(text)), prompt_tokens=len(ids), reused_tokens=reused, tokens=tokens,
         stopped=int(ended == "stopped"), left_out=left_out,
     )  # fmt: skip
     if ended == "stopped":

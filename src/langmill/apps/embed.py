@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -19,9 +20,11 @@ from langmill.common.progress import track
 from langmill.common.settings import EmbedSettings, SimilarSettings
 from langmill.families.folder import Model
 from langmill.families.hub import resolve
+from langmill.infer.native_embed import NativeEmbedder, eight_bits, is_rounded, why_not
 from langmill.infer.read import embeddings
 from langmill.infer.ready import ready
 from langmill.model.config import Pool
+from langmill.text.frames import Encoded
 from langmill.text.tasks import Limit, encode_texts
 from langmill.text.tokenizer import Tokenizer
 
@@ -31,7 +34,7 @@ POOLING = "1_Pooling/config.json"  # where sentence-transformers keeps how a mod
 
 def run(settings: EmbedSettings, *, quiet: bool = False, as_json: bool = False) -> Report:
     """Results: {"text", "embedding"}; --out X.npy holds the vectors (N, D) in float32, X.parquet texts and vectors."""
-    reader = Reader.of(settings)
+    reader = Reader.of(settings, quiet)
     suffix = settings.out.suffix if settings.out else ""
     if suffix not in (".npy", ".parquet"):
 
@@ -52,7 +55,7 @@ def run(settings: EmbedSettings, *, quiet: bool = False, as_json: bool = False) 
 
 def similar(settings: SimilarSettings, *, quiet: bool = False, as_json: bool = False) -> Report:
     """Results: {"text", "score", "rank"}, the nearest first; score is the cosine."""
-    reader = Reader.of(settings)
+    reader = Reader.of(settings, quiet)
     texts, vectors_ND, counted = _all(reader, settings, quiet)
     (query_D,) = reader.vectors([Row("the query", settings.query, {})], Counter())
     lengths_N = np.linalg.norm(vectors_ND, axis=1) * np.linalg.norm(query_D)
@@ -67,34 +70,66 @@ def similar(settings: SimilarSettings, *, quiet: bool = False, as_json: bool = F
 
 
 class Reader:
-    """A model that makes vectors of texts, set up as the settings and its folder say."""
+    """A model that makes vectors of texts, set up as the settings and its folder say.
 
-    def __init__(self, model: Model, tokenizer: Tokenizer, limit: Limit, pool: Pool, settings: EmbedSettings):
+    Where layers are in 8 or 4 bits native.cpp reads. Where it cannot, `slow` says why, and torch's operators do.
+    alone: the model serves nothing else, and need not be whole afterwards.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        tokenizer: Tokenizer,
+        limit: Limit,
+        pool: Pool,
+        settings: EmbedSettings,
+        alone: bool = False,
+    ) -> None:
         self.model, self.tokenizer, self.limit, self.pool = model, tokenizer, limit, pool
+        self.slow: str | None = None
+        self._native: NativeEmbedder | None = None
+        if settings.bits == 8 or is_rounded(model):
+            self.slow = why_not(model, tokenizer.frame)
+            if settings.bits == 8:
+                eight_bits(model)
+            if self.slow is None:
+                self._native = NativeEmbedder(
+                    model, pool, normalise=False, length=limit.length, release=alone
+                )
         self.normalise, self.dims = settings.normalise, settings.dims
         width = model.config.main.dim if hasattr(model.config, "main") else 0
         if self.dims is not None and self.dims > width:
             raise UsageError(f"--dims {self.dims} of vectors of {width} numbers cannot be kept")
 
     @classmethod
-    def of(cls, settings: EmbedSettings) -> Reader:
+    def of(cls, settings: EmbedSettings, quiet: bool = False) -> Reader:
         model, tokenizer = ready(settings.model, settings.dtype, settings.device, settings.threads)
-        return cls.over(model, tokenizer, settings)
+        reader = cls.over(model, tokenizer, settings, alone=True)
+        if reader.slow and not quiet:
+            print(
+                f"read by torch's operators, slower than the C++ pass for fewer bits: {reader.slow}",
+                file=sys.stderr,
+            )
+        return reader
 
     @classmethod
-    def over(cls, model: Model, tokenizer: Tokenizer, settings: EmbedSettings) -> Reader:
-        """With a model that is loaded already."""
+    def over(cls, model: Model, tokenizer: Tokenizer, settings: EmbedSettings, alone: bool = False) -> Reader:
+        """With a model that is loaded already. With bits 8 its layers are rounded where they stand."""
         pool = pooling(resolve(settings.model)) if settings.pool == "auto" else settings.pool
-        return cls(model, tokenizer, limit_of(settings, model), pool, settings)
+        return cls(model, tokenizer, limit_of(settings, model), pool, settings, alone)
 
     def vectors(self, batch: Sequence[Row], counted: Counter[str]) -> Iterator[Floats]:
         """The vector of each row; that of a text in several windows is their mean, by their tokens."""
         with within(batch):
             documents = encode_texts(self.tokenizer, [row.text for row in batch], self.limit, counted)
-        made = embeddings(self.model, documents, self.pool, normalise=False)
-        both = zip(documents, made, strict=True)
+        both = zip(documents, self._read(documents), strict=True)
         for _, windows in groupby(both, key=lambda pair: pair[0].number):
             yield self._finished([(len(document.ids), vector) for document, vector in windows])
+
+    def _read(self, documents: Sequence[Encoded]) -> Iterable[Floats]:
+        if self._native is None:
+            return embeddings(self.model, documents, self.pool, normalise=False)
+        return self._native.embed([np.array(document.ids, np.int64) for document in documents])
 
     def _finished(self, windows: Sequence[tuple[int, Floats]]) -> Floats:
         sizes = np.array([size for size, _ in windows], np.float32)

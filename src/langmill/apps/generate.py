@@ -1,12 +1,13 @@
-"""`langmill generate`: a model goes on from prompts, one as a stream, many in batches."""
+"""`langmill generate`: a model goes on from prompts, one as a stream, many side by side."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,18 @@ from langmill.common.metrics import Report
 from langmill.common.progress import track
 from langmill.common.settings import GenerateSettings, WriteSettings
 from langmill.families.folder import Model
-from langmill.infer.generate import Piece, generate_pieces, room
+from langmill.infer.engine import Engine
+from langmill.infer.generate import room
 from langmill.infer.ready import ready
-from langmill.infer.sampling import Sampling, streams
+from langmill.infer.request import Constraint, Event
+from langmill.infer.running import engine_for, runner_for, side_by_side, why_torch, written
+from langmill.infer.sampling import Sampling
+from langmill.infer.scheduler import Propose
 from langmill.model.config import ModelConfig
 from langmill.text.chat import chat_ids
 from langmill.text.tokenizer import Tokenizer
 
-_ROWS = 32  # prompts in one batch, at most
-_CACHE_BYTES = 1 << 30  # and bytes of keys and values, unless one prompt alone needs more
+LOOKUP = 4  # tokens guessed ahead: texts that repeat nothing take 2 % longer, and many side by side 8 %
 
 
 @dataclass(frozen=True)
@@ -44,10 +48,11 @@ def run(settings: GenerateSettings, *, quiet: bool = False) -> Report:
     A single prompt's text goes to standard output as it is written, unless `quiet`; the speed goes to
     standard error. Results: {"prompt", "text", "tokens", "finish_reason"}, where prompt is a text or a list
     of messages, tokens are the ids that the model wrote, a stop id included, and finish_reason is "stop" or
-    "length".
+    "length". A text that ends before its schema, pattern, choice or grammar is met has "incomplete", the reason.
     """
     if settings.system is not None and not settings.chat:
         raise UsageError("--system is a message of a chat: add --chat")
+    check_alone(settings)
     prompts = read_prompts(settings)
     sampling = sampling_of(settings)
     model, tokenizer = ready(
@@ -63,21 +68,24 @@ def run(settings: GenerateSettings, *, quiet: bool = False) -> Report:
     results: list[dict[str, Any]] = [
         {"prompt": _shown(prompt), "text": "", "tokens": [], "finish_reason": None} for prompt in prompts
     ]
+    constraint = constraint_of(settings, tokenizer, model.config.vocab)
+    engine = _engine(model, tokenizer, max(map(len, ids)), len(ids), settings)
     began = time.perf_counter()
     streaming = len(prompts) == 1 and not quiet
     try:
         with track("generating", total=len(prompts), unit="prompts", quiet=quiet or streaming) as progress:
-            for piece in _pieces(model, tokenizer, ids, sampling):
-                _take(results[piece.row], piece)
+            for event in (event for events in written(engine, ids, sampling, constraint) for event in events):
+                _take(results[event.request], event)
                 if streaming:
-                    sys.stdout.write(piece.text)
+                    sys.stdout.write(event.text)
                     sys.stdout.flush()
-                if piece.finish:
+                if event.finish:
                     progress.advance(1)
     finally:  # Ctrl-C leaves the line whole too
         if streaming:
             print(flush=True)
-    report = _report(results, ids, time.perf_counter() - began, streaming)
+    guesses = (engine.counts["guessed"], engine.counts["guessed right"])
+    report = _report(results, ids, time.perf_counter() - began, streaming, guesses)
     if not quiet:
         print(_summary(report, settings.max_new_tokens), file=sys.stderr)
     return report
@@ -95,6 +103,79 @@ def sampling_of(settings: WriteSettings) -> Sampling:
         seed=settings.seed,
         stop=tuple(settings.stop),
     )
+
+
+def check_alone(settings: WriteSettings) -> None:
+    """UsageError where settings exclude each other."""
+    for names in (("json_schema", "regex", "choice", "grammar"), ("lookup", "draft")):
+        asked = [name for name in names if getattr(settings, name, None) not in (None, 0, [])]
+        if len(asked) > 1:
+            options = " and ".join(f"--{name.replace('_', '-')}" for name in asked)
+            raise UsageError(f"{options} exclude each other: give one of them")
+
+
+def constraint_of(
+    settings: GenerateSettings, tokenizer: Tokenizer, vocab: int
+) -> Callable[[], Constraint] | None:
+    """What makes a constraint for each text, where one is asked for; UsageError for one that nothing can meet."""
+    asked = (settings.json_schema, settings.regex, settings.choice or None, settings.grammar)
+    if asked == (None, None, None, None):
+        return None
+    from langmill.infer.constrain import Grammars  # a second of loading, for those who want it
+
+    grammars = Grammars(tokenizer, vocab)
+    if settings.json_schema is not None:
+        schema = settings.json_schema
+        made = partial(
+            grammars.json_schema, schema if _is_json(schema) else _contents(Path(schema), "json-schema")
+        )
+    elif settings.regex is not None:
+        made = partial(grammars.regex, settings.regex)
+    elif settings.grammar is not None:
+        made = partial(grammars.grammar, _contents(settings.grammar, "grammar"))
+    else:
+        made = partial(grammars.choice, settings.choice)
+    made()  # what is wrong with it shows before any work
+    return made
+
+
+def _is_json(text: str) -> bool:
+    return text.lstrip().startswith("{") or text.strip() in ("true", "false")
+
+
+def _contents(path: Path, option: str) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as reason:
+        raise DataError(f"{path} is not UTF-8 (byte {reason.start}): convert it first") from None
+    except OSError as reason:
+        raise UsageError(f"--{option}: {path} cannot be read: {reason.strerror or reason}") from None
+
+
+def propose_of(
+    settings: WriteSettings, model: Model, tokenizer: Tokenizer, slots: int, length: int
+) -> Propose | None:
+    """What guesses ahead, where it is asked for; ModelError for a draft with other tokens than the model's."""
+    if settings.draft is not None:
+        from langmill.infer.speculative import Draft
+
+        draft, theirs = ready(settings.draft, settings.dtype, settings.device, settings.threads)
+        if theirs.vocab != tokenizer.vocab:
+            raise ModelError(
+                f"{settings.draft} has other tokens than {settings.model}: a draft is a smaller model with the same "
+                "tokenizer"
+            )
+        return Draft(runner_for(draft, slots, length, release=True), vocab=model.config.vocab)
+    most = settings.lookup
+    if most is None:
+        most = LOOKUP if slots == 1 and why_torch(model) is None else 0
+    if not most:
+        return None
+    if not isinstance(model.config, ModelConfig):
+        raise UsageError("a recurrence reads all tokens again after a wrong guess: leave --lookup out")
+    from langmill.infer.speculative import PromptLookup
+
+    return PromptLookup(most)
 
 
 def read_prompts(settings: GenerateSettings) -> list[Prompt]:
@@ -165,45 +246,49 @@ def _prompt_ids(tokenizer: Tokenizer, prompt: Prompt, settings: GenerateSettings
     return chat_ids(tokenizer, [*system, {"role": "user", "content": prompt}], add_generation_prompt=True)
 
 
-def _pieces(
-    model: Model, tokenizer: Tokenizer, ids: Sequence[Sequence[int]], sampling: Sampling
-) -> Iterator[Piece]:
-    """Pieces of all prompts, `row` counting the prompts as given, in batches of like length."""
-    numbers = streams(sampling.seed, ids)
-    longest_first = sorted(range(len(ids)), key=lambda index: -len(ids[index]))
-    while longest_first:
-        rows = _fitting(model, len(ids[longest_first[0]]) + sampling.max_new_tokens)
-        batch, longest_first = longest_first[:rows], longest_first[rows:]
-        prompts, draws = [ids[index] for index in batch], [numbers[index] for index in batch]
-        for step in generate_pieces(model, tokenizer, prompts, sampling, draws):
-            yield from (piece._replace(row=batch[piece.row]) for piece in step)
+def _engine(
+    model: Model, tokenizer: Tokenizer, longest: int, prompts: int, settings: GenerateSettings
+) -> Engine:
+    """An engine that takes the model for itself, with room for the longest prompt and what is written to it."""
+    length = longest + settings.max_new_tokens - 1  # the last token is never read
+    slots = side_by_side(model, prompts, length, settings.kv_bits)
+    return engine_for(
+        model,
+        tokenizer,
+        slots=slots,
+        length=length,
+        propose=propose_of(settings, model, tokenizer, slots, length),
+        kv_bits=settings.kv_bits,
+        release=True,
+        queue_tokens=sys.maxsize,  # all prompts are here already: a bound would protect nothing
+    )
 
 
-def _fitting(model: Model, tokens: int) -> int:
-    """How many rows of so many tokens one batch takes."""
-    if not isinstance(model.config, ModelConfig):
-        return _ROWS
-    c = model.config.main
-    row_bytes = 2 * c.layers * c.kv_heads * c.head_dim * model.head_weight.element_size() * tokens
-    return max(1, min(_ROWS, _CACHE_BYTES // row_bytes))
-
-
-def _take(result: dict[str, Any], piece: Piece) -> None:
-    result["text"] += piece.text
-    result["tokens"].append(piece.id)
-    result["finish_reason"] = piece.finish
+def _take(result: dict[str, Any], event: Event) -> None:
+    result["text"] += event.text
+    result["tokens"] += event.ids
+    result["finish_reason"] = event.finish
+    if event.reason is not None:
+        result["incomplete"] = event.reason
 
 
 def _report(
-    results: list[dict[str, Any]], ids: Sequence[Sequence[int]], seconds: float, streamed: bool
-) -> Report:
+    results: list[dict[str, Any]], ids: Sequence[Sequence[int]], seconds: float, streamed: bool,
+    guesses: tuple[int, int],
+) -> Report:  # fmt: skip
     tokens = sum(len(result["tokens"]) for result in results)
     if len(results) == 1:
         text = "" if streamed else results[0]["text"]
     else:
         text = "\n\n".join(f"> {_asked(result['prompt'])}\n{result['text']}" for result in results)
     return Report(
-        counts={"prompts": len(results), "prompt_tokens": sum(map(len, ids)), "tokens": tokens},
+        counts={
+            "prompts": len(results),
+            "prompt_tokens": sum(map(len, ids)),
+            "tokens": tokens,
+            "guessed": guesses[0],
+            "guessed_right": guesses[1],
+        },
         figures={"tokens_per_second": tokens / seconds, "seconds_generating": seconds},
         text=text,
         extra={"results": results},
@@ -218,8 +303,12 @@ def _summary(report: Report, wanted: int) -> str:
     """How much was written, how fast and, of a single text, why it ended."""
     tokens, results = report.counts["tokens"], report.extra["results"]
     words = f"{tokens} tokens, {report.figures['tokens_per_second']:.1f} tokens/s"
+    if report.counts["guessed"]:
+        words += f", {report.counts['guessed_right']} of {report.counts['guessed']} guesses right"
+    cut = [result["incomplete"] for result in results if "incomplete" in result]
     if len(results) > 1:
-        return words
+        return words + (f"; {len(cut)} texts are not complete: {cut[0]}" if cut else "")
     reason = results[0]["finish_reason"]
     full = reason == "length" and tokens < wanted
-    return f"{words}, ended by {'the last position of the model' if full else reason}"
+    words += f", ended by {'the last position of the model' if full else reason}"
+    return words + (f"; {cut[0]}" if cut else "")

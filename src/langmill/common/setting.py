@@ -53,4 +53,5 @@ class Settings(BaseModel):
         validate_default=True,
         coerce_numbers_to_str=True,
         allow_inf_nan=False,
+        defer_build=True,  # a command reads few of all classes
     )

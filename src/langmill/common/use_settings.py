@@ -23,6 +23,16 @@ class WriteSettings(Settings):
     min_p: float = Field(0.0, ge=0, le=1, description="drop tokens below this share of the likeliest one's")
     repetition_penalty: float = Field(1.0, gt=0, description="above 1: tokens seen become less likely")
     stop: list[str] = Field(default_factory=list, description="end before this text appears (repeatable)")
+    kv_bits: Literal[32, 8] = Field(
+        32, description="of the keys and values that are remembered; 8: a quarter of the memory, on a CPU"
+    )
+    lookup: int | None = Field(
+        None, ge=0, le=64, description="guess so many tokens ahead from what was read and written: faster where texts "
+        "repeat, the same result; none: 4 for a single text on a CPU",
+    )  # fmt: skip
+    draft: str | None = Field(
+        None, description="a smaller model with the same tokenizer to guess ahead; the same result"
+    )
     seed: Seed = 0
     dtype: UseDtype = "auto"
     device: Device = "auto"
@@ -37,6 +47,14 @@ class GenerateSettings(WriteSettings):
         None, description='prompts: JSONL rows {"prompt"}, {"text"} or {"messages"}, else one a line'
     )
     chat: bool = Field(False, description="render each prompt as one user turn through the chat template")
+    json_schema: str | None = Field(
+        None, description="write JSON that this schema allows: a file, or the schema itself; {}: any JSON"
+    )
+    regex: str | None = Field(None, description="write a text that all of this pattern matches")
+    choice: list[str] = Field(default_factory=list, description="write one of these texts (repeatable)")
+    grammar: Path | None = Field(
+        None, description="write a text of the grammar in this file, in Lark's notation"
+    )
 
 
 class ChatSettings(WriteSettings):
@@ -45,6 +63,9 @@ class ChatSettings(WriteSettings):
     max_new_tokens: int = Field(512, ge=1, description="tokens of one answer, at most")
     temperature: float = Field(0.7, ge=0, description="0: always the likeliest token; 1: as the model says")
     top_p: float = Field(0.95, gt=0, le=1, description="sample among the likeliest that make up this share")
+    context: int | None = Field(
+        None, ge=64, description="tokens that are remembered at most; none: the model's window, within 1 GiB"
+    )
     overflow: Literal["oldest", "stop"] = Field(
         "oldest", description="a chat beyond the model's window: leave the oldest turns out, or refuse"
     )
@@ -136,6 +157,11 @@ class EmbedSettings(ReadSettings):
     )
     normalise: bool = Field(True, description="vectors of length 1")
     dims: int | None = Field(None, ge=1, description="keep so many numbers of each (for Matryoshka models)")
+    bits: Literal[8] | None = Field(
+        None,
+        description="8: weights rounded to 8 bits as the model is read, which is faster on a CPU with a C++ compiler "
+        "and changes vectors a little; none: as the model's folder holds them",
+    )
 
 
 class SimilarSettings(EmbedSettings):

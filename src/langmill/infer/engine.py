@@ -24,6 +24,7 @@ from langmill.infer.slots import Slots
 from langmill.text.tokenizer import Tokenizer
 
 T = TypeVar("T")
+CUT = "the text ends before what its constraint asks for is complete: it needs more tokens, or another stop text"
 
 
 class Engine:
@@ -206,16 +207,17 @@ class Engine:
         if one.id in live.stop_ids:
             return "stop", None
         ended = live.writer is not None and live.writer.ended(one.id)
-        constraint = live.request.constraint
+        constraint, cut = live.request.constraint, None
         if constraint is not None:
             try:
                 constraint.accept(one.id)
                 ended = ended or constraint.done
+                cut = None if constraint.whole else CUT
             except Exception as error:  # see pick.py
                 return "error", f"the request's constraint failed: {type(error).__name__}: {error}"
         if ended:
-            return "stop", None
-        return ("length" if len(live.written) == live.limit else None), None
+            return "stop", cut
+        return ("length", cut) if len(live.written) == live.limit else (None, None)
 
     def _end(self, event: Event, finish: Finish, reason: str | None = None) -> None:
         """The last event of a request, which leaves the engine."""

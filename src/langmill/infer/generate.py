@@ -1,4 +1,7 @@
-"""Going on from a prompt: prefill, then one token a step for all rows, as ids or as text.
+"""Going on from a prompt: `generate` by an engine, the others by a plain loop over the model itself.
+
+The loop needs no engine and packs no weights, so that it serves where a model is looked at rather than used: in
+training, calibration and evaluation. It is what the engine is tested against.
 
 Legend: B rows still going on, T tokens of the longest prompt, V vocabulary, D width.
 """
@@ -6,8 +9,8 @@ Legend: B rows still going on, T tokens of the longest prompt, V vocabulary, D w
 from __future__ import annotations
 
 import difflib
-import random
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import fields
 from typing import Any, Literal, NamedTuple
 
@@ -17,7 +20,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from langmill.common.errors import ModelError, SettingsError, UsageError
 from langmill.families.folder import Model
-from langmill.infer.past import Past
+from langmill.infer.engine import Engine
+from langmill.infer.running import borrowed, written
 from langmill.infer.sampling import Sampling, sample, streams
 from langmill.infer.text import Writer
 from langmill.model.config import ModelConfig
@@ -53,16 +57,12 @@ def generate_ids(
     sampling: Sampling,
     stop_ids: frozenset[int] = frozenset(),
     ended: Callable[[int, int], bool] | None = None,
-    numbers: Sequence[random.Random] | None = None,
-    past: Past | None = None,
 ) -> Iterator[list[Token]]:
     """Go on from every prompt at once; each step yields one `Token` a row that is still going on.
 
     Rows that end leave the batch. A row's tokens do not depend on the others in the batch (in float32;
     narrower types may round differently). `ended(row, id)` is asked after each token that is no stop id:
-    True ends the row. `sampling.stop` is text and read by `generate_pieces`, not here. `numbers` are the
-    rows' random numbers, by default `streams(sampling.seed, prompts)`. `past` spares a single prompt
-    what was read of it before, with the same model.
+    True ends the row. `sampling.stop` is text and read by `generate_pieces`, not here.
     Memory: the whole cache is made at the start, for the longest prompt plus max_new_tokens.
     Raises ModelError for a prompt that is empty, longer than the model's positions, or of foreign ids.
     """
@@ -71,19 +71,16 @@ def generate_ids(
     rows = list(range(len(prompts)))
     if not rows:
         return
-    numbers = streams(sampling.seed, prompts) if numbers is None else numbers
+    numbers = streams(sampling.seed, prompts)
     tokens_BT = pad_sequence(
         [torch.tensor(prompt, dtype=torch.long) for prompt in prompts], batch_first=True
     ).to(device)
     lengths_B = torch.tensor([len(prompt) for prompt in prompts], device=device)
     # Any: each model takes the cache that it makes. The last token of a row is never fed back, hence the - 1.
     needed = max(len(p) + n - 1 for p, n in zip(prompts, limits, strict=True))
-    cache: Any = past.open(model, prompts[0], needed) if past else model.new_cache(len(rows), needed)
+    cache: Any = model.new_cache(len(rows), needed)
     seen_BV = _seen(tokens_BT, lengths_B, model.config.vocab) if sampling.repetition_penalty != 1 else None
-    known = past.reused if past else 0
-    h_BD = _prefill(model, tokens_BT[:, known:], lengths_B - known, cache)
-    if past:
-        past.read(prompts[0][known:])
+    h_BD = _prefill(model, tokens_BT, lengths_B, cache)
     written = 0
     while rows:
         ids_B = sample(model.logits(h_BD), sampling, seen_BV, [numbers[row] for row in rows])
@@ -105,8 +102,6 @@ def generate_ids(
             seen_BV = None if seen_BV is None else seen_BV[kept]
             cache.select(kept)
         h_BD = model.hidden(ids_B[:, None], cache=cache)[:, 0]
-        if past:
-            past.read(ids_B.tolist())
 
 
 def room(model: Model, prompts: Sequence[Sequence[int]], wanted: int) -> list[int]:
@@ -153,8 +148,6 @@ def generate_pieces(
     tokenizer: Tokenizer,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
-    numbers: Sequence[random.Random] | None = None,
-    past: Past | None = None,
 ) -> Iterator[list[Piece]]:
     """`generate_ids` with each row's text: whole characters only, never a stop text or a stop id's text."""
     writers = [Writer(tokenizer, sampling.stop) for _ in prompts]
@@ -162,7 +155,7 @@ def generate_pieces(
     def ended(row: int, token: int) -> bool:
         return writers[row].ended(token)
 
-    for step in generate_ids(model, prompts, sampling, tokenizer.stop_ids, ended, numbers, past):
+    for step in generate_ids(model, prompts, sampling, tokenizer.stop_ids, ended):
         yield [Piece(*token, writers[token.row].take(token.finish is not None)) for token in step]
 
 
@@ -172,7 +165,8 @@ def generate(
     """Go on from one prompt; yields text as it becomes certain, at least a character at a time.
 
     `prompt` is text, or ids such as `text.chat.chat_ids` gives; the other arguments are the fields of
-    `Sampling`. The arguments are checked at once, before the first piece is asked for.
+    `Sampling`. The arguments are checked at once, before the first piece is asked for. On a CPU the weights are
+    copied once, packed, and kept as long as the model lives and they do not change.
     """
     if tokenizer is None:
         raise UsageError("this model came without a tokenizer: generate_ids goes on from token ids")
@@ -184,9 +178,12 @@ def generate(
     ids = tokenizer.prompt_ids(prompt) if isinstance(prompt, str) else prompt
     chosen = Sampling(**sampling)
     room(model, [ids], chosen.max_new_tokens)
-    return (
-        piece.text
-        for step in generate_pieces(model, tokenizer, [ids], chosen)
-        for piece in step
-        if piece.text
-    )
+    return _streamed(model, tokenizer, ids, chosen)
+
+
+def _streamed(model: Model, tokenizer: Tokenizer, ids: Sequence[int], sampling: Sampling) -> Iterator[str]:
+    with borrowed(model, len(ids) + sampling.max_new_tokens - 1) as runner:
+        with closing(written(Engine(runner, tokenizer, queue_tokens=len(ids)), [ids], sampling)) as steps:
+            for text in (event.text for events in steps for event in events):
+                if text:
+                    yield text

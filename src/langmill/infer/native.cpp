@@ -10,8 +10,10 @@
 #include <atomic>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <new>
 #include <thread>
 #include <vector>
 #if defined(__AVX512F__) && !defined(PORTABLE)
@@ -31,15 +33,23 @@ static inline void store(float* p, F v) { *(Fu*)p = v; }
 static inline F all(float v) { return F{} + v; }
 static inline F larger(F a, F b) { return a > b ? a : b; }
 static inline int padded(int n) { return (n + GROUP - 1) / GROUP * GROUP; }
-static inline float total(F v) {
-    float sum = 0;
-    for (int i = 0; i < LANES; i++) sum += v[i];
-    return sum;
+static inline float total(F v) {  // halves added to halves, as the processor's own words do
+#if defined(WIDE)
+    return _mm512_reduce_add_ps((__m512)v);
+#else
+    for (int half = LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) v[i] += v[i + half];
+    return v[0];
+#endif
 }
 static inline float greatest(F v) {
+#if defined(WIDE)
+    return _mm512_reduce_max_ps((__m512)v);
+#else
     float most = v[0];
     for (int i = 1; i < LANES; i++) most = v[i] > most ? v[i] : most;
     return most;
+#endif
 }
 
 // acc[lane] += sum over 4 of w[4 lane + j] * x[j]; w unsigned, x signed.
@@ -104,9 +114,15 @@ static inline F activate(int kind, F x) {
         F u = 0.7978845608f * (x + 0.044715f * x * x * x);
         return x * (1.0f - 1.0f / (exponential(2.0f * u) + 1.0f));
     }
-    F out;
-    for (int i = 0; i < LANES; i++) out[i] = 0.5f * x[i] * (1.0f + erff(x[i] * 0.70710678f));
-    return out;
+    // 1 - erf(u) for u >= 0, error below 2e-7: Abramowitz & Stegun 1964, 7.1.26
+    F u = larger(x, -x) * 0.70710678f, t = 1.0f / (1.0f + 0.3275911f * u);
+    F p = all(1.061405429f);
+    p = p * t - 1.453152027f;
+    p = p * t + 1.421413741f;
+    p = p * t - 0.284496736f;
+    p = p * t + 0.254829592f;
+    F rest = 0.5f * p * t * exponential(-u * u);
+    return x * (x > 0.0f ? 1.0f - rest : rest);
 }
 
 enum Kind { FLOAT, INT8, INT4, INT4_LOWS };
@@ -141,25 +157,31 @@ struct Rows {
     float* row(int r) { return values.data() + size_t(r) * width; }
     const float* row(int r) const { return values.data() + size_t(r) * width; }
     void round(int r, int from, int to) {  // inputs `from` to `to` of a row, whole groups
-        for (int g = from / GROUP; g < (to + GROUP - 1) / GROUP; g++) {
-            const float* x = row(r) + g * GROUP;
-            F a = load(x), b = load(x + LANES);
-            float most = greatest(larger(larger(a, -a), larger(b, -b)));
-            float back = most > 0 ? 127.0f / most : 0.0f;
-            size_t at = size_t(r) * (width / GROUP) + g;
-            steps[at] = most / 127.0f;
-            const F shift = all(12582912.0f);  // nearest, ties to even
-            I first = __builtin_convertvector(a * back + shift - shift, I);
-            I second = __builtin_convertvector(b * back + shift - shift, I);
-            int8_t* out = codes.data() + size_t(r) * width + g * GROUP;
-            int32_t sum = 0;
-            for (int i = 0; i < LANES; i++) {
-                out[i] = int8_t(first[i]);
-                out[i + LANES] = int8_t(second[i]);
-                sum += first[i] + second[i];
-            }
-            sums[at] = sum;
+        for (int g = from / GROUP; g < (to + GROUP - 1) / GROUP; g++) round(r, g, row(r) + g * GROUP);
+    }
+    void round(int r, int g, const float* x) {  // the 32 numbers at x, as group g of a row
+        F a = load(x), b = load(x + LANES);
+        const float most = greatest(larger(larger(a, -a), larger(b, -b)));
+        const float back = most > 0 ? 127.0f / most : 0.0f;
+        const size_t at = size_t(r) * (width / GROUP) + g;
+        steps[at] = most / 127.0f;
+        const F shift = all(12582912.0f);  // nearest, ties to even
+        I first = __builtin_convertvector(a * back + shift - shift, I);
+        I second = __builtin_convertvector(b * back + shift - shift, I);
+        int8_t* out = codes.data() + size_t(r) * width + g * GROUP;
+#if defined(WIDE)
+        _mm_storeu_si128((__m128i*)out, _mm512_cvtepi32_epi8((__m512i)first));
+        _mm_storeu_si128((__m128i*)(out + LANES), _mm512_cvtepi32_epi8((__m512i)second));
+        sums[at] = _mm512_reduce_add_epi32((__m512i)(first + second));
+#else
+        int32_t sum = 0;
+        for (int i = 0; i < LANES; i++) {
+            out[i] = int8_t(first[i]);
+            out[i + LANES] = int8_t(second[i]);
+            sum += first[i] + second[i];
         }
+        sums[at] = sum;
+#endif
     }
 };
 
@@ -351,19 +373,35 @@ static void normalise(const Norm& n, bool rms, float eps, const float* x, float*
     }
 }
 
+// Zeros that take memory only as they are written to, so that a long window costs what is read of it.
+template <class T>
+struct Zeros {
+    T* at = nullptr;
+    Zeros() = default;
+    Zeros(const Zeros&) = delete;
+    ~Zeros() { free(at); }
+    void make(size_t count) {
+        at = (T*)calloc(count, sizeof(T));
+        if (!at) throw std::bad_alloc();
+    }
+    T* data() { return at; }
+    const T* data() const { return at; }
+    T& operator[](size_t i) { return at[i]; }
+    const T& operator[](size_t i) const { return at[i]; }
+};
+
 // Keys stand in blocks of 16 places, [block][head_dim][16], so that one register holds a number of 16 keys; values
 // stand place after place. With 8 bits each key and value has a step of its own.
 template <class T>
 struct Cache {
     int length = 0, head_dim = 0;
     size_t per_head = 0;
-    std::vector<T> keys, values;
-    std::vector<float> key_steps, value_steps;
+    Zeros<T> keys, values;
+    Zeros<float> key_steps, value_steps;
     void make(size_t heads, int places, int dim) {
         length = (places + LANES - 1) / LANES * LANES, head_dim = dim, per_head = size_t(length) * dim;
-        keys.assign(heads * per_head + 64, 0);
-        values.assign(heads * per_head + 64, 0);
-        if (sizeof(T) == 1) key_steps.assign(heads * length, 0), value_steps.assign(heads * length, 0);
+        keys.make(heads * per_head + 64), values.make(heads * per_head + 64);
+        if (sizeof(T) == 1) key_steps.make(heads * length), value_steps.make(heads * length);
     }
     void write(size_t head, int place, const float* k, const float* v) {
         T* key = keys.data() + head * per_head + size_t(place / LANES) * head_dim * LANES + place % LANES;
@@ -403,6 +441,34 @@ static inline F sixteen(const int8_t* p) {
 #endif
 }
 
+// The numbers from d on, W registers of them, of R rows' weighed values. A row's begin and end rise with it, and each
+// sees what is its own alone: a number that is none, weighed with zero, would be none either.
+template <class T, int R, int W>
+static void weigh(const T* values, int dim, int d, const float* p, int room, const int* begins, const int* ends,
+                  const float* parts, float* out, size_t stride) {
+    F acc[R][W] = {};
+    const int low = begins[R - 1], high = ends[0] > low ? ends[0] : low;  // between them all see all
+    auto alone = [&](int r, int at, int end) {
+        for (; at < end; at++)
+            for (int w = 0; w < W; w++) acc[r][w] += p[r * room + at] * sixteen(values + size_t(at) * dim + d + w * LANES);
+    };
+    for (int r = 0; r < R; r++) alone(r, begins[r], ends[r] < low ? ends[r] : low);
+    for (int at = low; at < high; at++) {
+        F value[W];
+        for (int w = 0; w < W; w++) value[w] = sixteen(values + size_t(at) * dim + d + w * LANES);
+        for (int r = 0; r < R; r++)
+            for (int w = 0; w < W; w++) acc[r][w] += p[r * room + at] * value[w];
+    }
+    for (int r = 0; r < R; r++) alone(r, high, ends[r]);
+    for (int r = 0; r < R; r++)
+        for (int w = 0; w < W; w++) {
+            const F done = acc[r][w] * parts[r];
+            float* to = out + r * stride + d + w * LANES;
+            if (d + (w + 1) * LANES <= dim) store(to, done);
+            else memcpy(to, &done, sizeof(float) * (dim - d - w * LANES));  // the next head begins there
+        }
+}
+
 // What R queries of one head make of the places `from` to each one's `limits`; out and q are R rows `stride` apart.
 template <class T, int R>
 static void look(const Cache<T>& c, size_t head, const float* q, float* out, size_t stride, const int* from,
@@ -410,6 +476,7 @@ static void look(const Cache<T>& c, size_t head, const float* q, float* out, siz
     const int dim = c.head_dim, first = from[0] / LANES, last = (limits[R - 1] + LANES - 1) / LANES;
     const int room = (last - first) * LANES;
     if (scores.size() < size_t(room) * R) scores.resize(size_t(room) * R + 4096);
+    const I lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     F most[R];
     for (int r = 0; r < R; r++) most[r] = all(-INFINITY);
     for (int block = first; block < last; block++) {
@@ -431,13 +498,13 @@ static void look(const Cache<T>& c, size_t head, const float* q, float* out, siz
         for (int r = 0; r < R; r++) {
             F score = (even[r] + odd[r]) * steps;
             const int begin = from[r] - block * LANES, end = limits[r] - block * LANES;
-            if (begin > 0 || end < LANES)
-                for (int i = 0; i < LANES; i++)
-                    if (i < begin || i >= end) score[i] = -INFINITY;
+            if (begin > 0 || end < LANES) score = ((lane < begin) | (lane >= end)) ? all(-INFINITY) : score;
             most[r] = larger(most[r], score);
             store(scores.data() + size_t(r) * room + (block - first) * LANES, score);
         }
     }
+    float parts[R];
+    int begins[R], ends[R];
     for (int r = 0; r < R; r++) {
         const float top = greatest(most[r]);
         F sum{};
@@ -450,28 +517,32 @@ static void look(const Cache<T>& c, size_t head, const float* q, float* out, siz
             if (sizeof(T) == 1) e *= load(c.value_steps.data() + head * c.length + first * LANES + at);
             store(p + at, e);
         }
-        const float part = 1.0f / total(sum);
-        const int begin = from[r] - first * LANES, end = limits[r] - first * LANES;
-        for (int d = 0; d < dim; d += 4 * LANES) {
-            const int wide = (dim - d + LANES - 1) / LANES < 4 ? (dim - d + LANES - 1) / LANES : 4;
-            F acc[4] = {};
-            const T* values = c.values.data() + head * c.per_head + size_t(first) * LANES * dim + d;
-            for (int at = begin; at < end; at++)
-                for (int w = 0; w < wide; w++) acc[w] += p[at] * sixteen(values + size_t(at) * dim + w * LANES);
-            for (int w = 0; w < wide; w++)
-                for (int i = 0; i < LANES && d + w * LANES + i < dim; i++)
-                    out[r * stride + d + w * LANES + i] = acc[w][i] * part;
-        }
+        parts[r] = 1.0f / total(sum);
+        begins[r] = from[r] - first * LANES, ends[r] = limits[r] - first * LANES;
+    }
+    const T* values = c.values.data() + head * c.per_head + size_t(first) * LANES * dim;
+    for (int d = 0, wide; d < dim; d += wide * LANES) {
+        const int left = (dim - d + LANES - 1) / LANES;
+        wide = left >= 4 ? 4 : left >= 2 ? 2 : 1;
+        if (wide == 4) weigh<T, R, 4>(values, dim, d, scores.data(), room, begins, ends, parts, out, stride);
+        else if (wide == 2) weigh<T, R, 2>(values, dim, d, scores.data(), room, begins, ends, parts, out, stride);
+        else weigh<T, R, 1>(values, dim, d, scores.data(), room, begins, ends, parts, out, stride);
     }
 }
 
 struct Call {
     int n;
     const int64_t *ids, *slots, *places, *limits;
+    const int64_t* starts;  // where in its slot a token's text begins, whole blocks of places; null: at the first
     int wanted;
     const int64_t* which;
     float* logits;  // (wanted, whole panels of the vocabulary), or null
     float* states;  // (n, padded dim), or null
+    int start(int row) const { return starts ? int(starts[row]) : 0; }
+    int64_t position(int row) const { return places[row] - start(row); }
+    bool together(int row, int other) const {  // of one text
+        return slots[row] == slots[other] && start(row) == start(other);
+    }
 };
 
 struct Model {
@@ -568,13 +639,14 @@ struct Model {
         for (int task = from; task < to; task++) {  // all rows of a head stand together
             const int head = task / c.n, row = task % c.n;
             const size_t at = head_at(c.slots[row], layer, head / per);
-            int rows = 1;  // neighbours of one slot share the keys that are loaded
-            while (rows < 4 && task + rows < to && row + rows < c.n && c.slots[row + rows] == c.slots[row]) rows++;
+            int rows = 1;  // neighbours of one text share the keys that are loaded
+            while (rows < 4 && task + rows < to && row + rows < c.n && c.together(row, row + rows)) rows++;
             rows = rows == 4 ? 4 : 1;
             int begins[4], limits[4];
             for (int r = 0; r < rows; r++) {
                 limits[r] = int(c.limits[row + r]);
-                begins[r] = window > 0 && limits[r] > window ? limits[r] - window : 0;
+                begins[r] = c.start(row + r);
+                if (window > 0 && limits[r] - window > begins[r]) begins[r] = limits[r] - window;
             }
             const float* query = q.row(row) + head * s.head_dim;
             float* out = mixed.row(row) + head * s.head_dim;
@@ -598,10 +670,10 @@ struct Model {
         product(l.v, h, c.n, v.values.data(), v.width, false, within(p0 - qp - kp, vp), within(p1 - qp - kp, vp));
         team.meet();
         for (int r = row0; r < row1; r++) {
-            for (int i = 0; i < s.heads; i++) turn(q.row(r) + i * s.head_dim, l.q_norm, c.places[r]);
+            for (int i = 0; i < s.heads; i++) turn(q.row(r) + i * s.head_dim, l.q_norm, c.position(r));
             for (int g = 0; g < s.kv_heads; g++) {
                 float* key = k.row(r) + g * s.head_dim;
-                turn(key, l.k_norm, c.places[r]);
+                turn(key, l.k_norm, c.position(r));
                 const size_t at = head_at(c.slots[r], number, g);
                 if (s.kv_bits == 8) narrow.write(at, int(c.places[r]), key, v.row(r) + g * s.head_dim);
                 else wide.write(at, int(c.places[r]), key, v.row(r) + g * s.head_dim);
@@ -630,24 +702,27 @@ struct Model {
         const int panels = l.up.panels();
         auto [g0, g1] = team.share(me, (panels + 1) / 2);
         F up[TILE], gate[TILE];
+        float pairs[TILE][GROUP];
         for (int pair = g0; pair < g1; pair++)
             for (int first = 0; first < n; first += TILE) {
                 const int rows = n - first < TILE ? n - first : TILE;
+                if (2 * pair + 1 == panels) memset(pairs, 0, sizeof(pairs));  // half a group has no outputs
                 for (int panel = 2 * pair; panel < 2 * pair + 2 && panel < panels; panel++) {
                     sums(l.up, panel, h, first, rows, up);
                     if (s.gated) sums(l.gate, panel, h, first, rows, gate);
                     for (int r = 0; r < rows; r++) {
                         F y = s.gated ? activate(s.activation, gate[r]) * up[r] : activate(s.activation, up[r]);
-                        store(inner.row(first + r) + panel * LANES, y);
+                        if (l.down.kind == FLOAT) store(inner.row(first + r) + panel * LANES, y);
+                        else store(pairs[r] + panel % 2 * LANES, y);
                     }
                 }
-                for (int r = 0; r < rows; r++) inner.round(first + r, pair * GROUP, (pair + 1) * GROUP);
+                for (int r = 0; r < rows && l.down.kind != FLOAT; r++) inner.round(first + r, pair, pairs[r]);
             }
     }
 
     void pass(const Call& c, int me) {
         auto [row0, row1] = team.share(me, c.n);
-        for (int r = row0; r < row1; r++) embed(c.ids[r], c.places[r], x.row(r));
+        for (int r = row0; r < row1; r++) embed(c.ids[r], c.position(r), x.row(r));
         for (int layer = 0; layer < s.layers; layer++) block(c, layer, me);
         const Norm& norm = s.post ? layers.back().mlp_norm : s.last_norm;
         if (c.states)
@@ -676,35 +751,52 @@ size_t packed_bytes(int32_t kind, int32_t in, int32_t out) {
 void pack(int32_t kind, int32_t in, int32_t out, const void* codes, const void* steps, const void* lows, uint8_t* data) {
     Linear l{kind, in, out, 0, data, nullptr};
     const int groups = in / GROUP;
-    memset(data, 0, l.bytes() * l.panels());
-    for (int o = 0; o < l.panels() * LANES; o++) {
-        uint8_t* panel = data + l.bytes() * (o / LANES);
-        const int lane = o % LANES;
-        const bool there = o < out;
+    for (int first = 0; first < out; first += LANES) {
+        uint8_t* panel = data + l.bytes() * (first / LANES);
+        const int lanes = std::min(LANES, out - first);
+        memset(panel, 0, l.bytes());
         if (kind == FLOAT) {
-            for (int k = 0; there && k < in; k++) ((float*)panel)[size_t(k) * LANES + lane] = ((const float*)codes)[size_t(o) * in + k];
+            const float* from = (const float*)codes + size_t(first) * in;
+            for (int k = 0; k < in; k++)
+                for (int lane = 0; lane < lanes; lane++) ((float*)panel)[size_t(k) * LANES + lane] = from[size_t(lane) * in + k];
             continue;
         }
         if (kind == INT8) {
-            if (there) ((float*)panel)[lane] = ((const float*)steps)[o];
-            for (int k = 0; k < in; k++)
-                panel[64 + size_t(k / GROUP) * 512 + k % GROUP / 4 * 64 + lane * 4 + k % 4] =
-                    there ? uint8_t(((const int8_t*)codes)[size_t(o) * in + k] + 128) : 128;
+            for (int k = 0; k < in; k += 4)
+                for (int lane = 0; lane < LANES; lane++) {
+                    uint32_t four = 0;  // of the codes beyond the last row or column, too
+                    const int count = lane < lanes ? std::min(4, in - k) : 0;
+                    if (count) memcpy(&four, (const int8_t*)codes + size_t(first + lane) * in + k, count);
+                    four ^= 0x80808080;
+                    if (in - k < 4) four &= (1u << 8 * (in - k)) - 1;
+                    memcpy(panel + 64 + size_t(k / GROUP) * 512 + k % GROUP / 4 * 64 + lane * 4, &four, 4);
+                }
+            memcpy(panel, (const float*)steps + first, lanes * sizeof(float));
             continue;
         }
-        for (int k = 0; there && k < in; k++) {
-            const int both = ((const uint8_t*)codes)[size_t(o) * (in / 2) + k / 2], code = k % 2 ? both >> 4 : both & 15;
-            const int quad = k % GROUP / 4;
-            panel[size_t(k / GROUP) * 256 + quad / 2 * 64 + lane * 4 + k % 4] |= uint8_t(quad % 2 ? code << 4 : code);
-        }
-        for (int g = 0; there && g < groups; g++) {
-            ((uint16_t*)(panel + size_t(groups) * 256))[g * LANES + lane] = ((const uint16_t*)steps)[size_t(o) * groups + g];
-            if (kind == INT4_LOWS)
-                ((uint16_t*)(panel + size_t(groups) * 288))[g * LANES + lane] = ((const uint16_t*)lows)[size_t(o) * groups + g];
-        }
+        for (int k = 0; k < in; k += 8)
+            for (int lane = 0; lane < lanes; lane++) {
+                const uint8_t* c = (const uint8_t*)codes + size_t(first + lane) * (in / 2) + k / 2;
+                uint8_t* four = panel + size_t(k / GROUP) * 256 + k % GROUP / 8 * 64 + lane * 4;
+                four[0] = (c[0] & 15) | (c[2] & 15) << 4, four[1] = c[0] >> 4 | (c[2] & 0xF0);
+                four[2] = (c[1] & 15) | (c[3] & 15) << 4, four[3] = c[1] >> 4 | (c[3] & 0xF0);
+            }
+        uint16_t* ends = (uint16_t*)(panel + size_t(groups) * 256);
+        for (int g = 0; g < groups; g++)
+            for (int lane = 0; lane < lanes; lane++) {
+                const size_t from = size_t(first + lane) * groups + g;
+                ends[g * LANES + lane] = ((const uint16_t*)steps)[from];
+                if (kind == INT4_LOWS) ends[(groups + g) * LANES + lane] = ((const uint16_t*)lows)[from];
+            }
     }
 }
-void* model_new(const Shape* shape) { return new Model(*shape); }
+void* model_new(const Shape* shape) {
+    try {
+        return new Model(*shape);
+    } catch (const std::bad_alloc&) {
+        return nullptr;
+    }
+}
 void model_free(void* model) { delete (Model*)model; }
 void model_copy(void* model, int64_t source, int64_t target, int32_t places) {
     Model& m = *(Model*)model;

@@ -58,7 +58,7 @@ class _Shape(Structure):
 
 class _Call(Structure):
     _fields_ = [
-        ("n", c_int32), *((name, c_void_p) for name in ("ids", "slots", "places", "limits")),
+        ("n", c_int32), *((name, c_void_p) for name in ("ids", "slots", "places", "limits", "starts")),
         ("wanted", c_int32), *((name, c_void_p) for name in ("which", "logits", "states")),
     ]  # fmt: skip
 
@@ -88,7 +88,9 @@ class NativeRunner:
 
     slots: rows of the cache. length: places in each. tokens: most tokens of one pass. threads: None for torch's
     number. kv_bits: 32, or 8 for keys and values rounded to 8 bits with a step each. ValueError where `refusal` has
-    one. The weights are copied once, packed; float ones become float32.
+    one; MemoryError where the cache finds no room. The weights are copied once, packed; float ones become float32.
+    release: take each matrix from the model as it is packed, which is good for nothing else afterwards, so that there
+    are never two copies of all.
     """
 
     def __init__(
@@ -99,22 +101,24 @@ class NativeRunner:
         tokens: int = 512,
         threads: int | None = None,
         kv_bits: int = 32,
+        release: bool = False,
     ) -> None:
         if reason := refusal(model):
             raise ValueError(reason)
         self.slots, self.length, self.vocab, self.tokens = slots, length, model.config.vocab, tokens
+        self.positions = min(length, model.config.length)
         self._lib = _bound()
         self._kept: list[object] = []  # what the library points into lives as long as this
+        self._release = release
         stack, c = model.main, model.config.main
         self.width = -(-c.dim // GROUP) * GROUP
         self._layers = (_Layer * c.layers)(*(self._layer(stack, number) for number in range(c.layers)))
         embedding = self._linear(model.tokens, c.dim)
         scored = model.config.head is not None and model.config.writes
-        head = embedding
-        if scored and (model.head is not None or model.output_bias is not None):
-            head = self._linear(model.tokens if model.head is None else model.head, c.dim)
-            if model.output_bias is not None:
-                head.bias, head.has_bias = self._padded(model.output_bias, LANES), 1
+        head = self._linear(model.head, c.dim) if scored and model.head is not None else embedding
+        if scored and model.output_bias is not None:
+            head = _Linear.from_buffer_copy(head)
+            head.bias, head.has_bias = self._padded(model.output_bias, LANES), 1
         shape = _Shape(
             c.dim, c.layers, c.heads, c.kv_heads, c.head_dim, c.hidden, self.vocab,
             c.norm == "rms", c.norm_order == "post", ACTIVATIONS.index(c.activation), c.gated,
@@ -125,6 +129,8 @@ class NativeRunner:
             *self._tables(stack, c),
         )  # fmt: skip
         self._handle = c_void_p(self._lib.model_new(byref(shape)))
+        if not self._handle:
+            raise MemoryError(f"not enough memory for {slots} rows of {length} keys and values")
         self._free = weakref.finalize(self, self._lib.model_free, self._handle)
 
     def run(self, tokens_N: Ids, slots_N: Ids, places_N: Ids, wanted_W: Ids) -> Tensor:
@@ -134,31 +140,43 @@ class NativeRunner:
         self._run(tokens_N, slots_N, places_N, places_N + 1, wanted_W, logits_WV.data_ptr(), None)
         return logits_WV[:, : self.vocab]
 
-    def states(self, tokens_N: Ids, slots_N: Ids, places_N: Ids, limits_N: Ids) -> Tensor:
-        """Last states (N, D); a token sees the first `limits_N` places of its slot."""
+    def states(
+        self, tokens_N: Ids, slots_N: Ids, places_N: Ids, limits_N: Ids, starts_N: Ids | None = None
+    ) -> Tensor:
+        """Last states (N, D); a token sees the places of its slot up to `limits_N`, from `starts_N` on.
+
+        starts_N: several texts may stand in one slot, each from a multiple of 16 on, where its positions begin.
+        """
         states_ND = torch.empty(len(tokens_N), self.width)
-        self._run(
-            tokens_N, slots_N, places_N, limits_N, np.empty(0, dtype=np.int64), None, states_ND.data_ptr()
-        )
+        none = np.empty(0, dtype=np.int64)
+        self._run(tokens_N, slots_N, places_N, limits_N, none, None, states_ND.data_ptr(), starts_N)
         return states_ND
 
     def copy(self, source: int, target: int, length: int) -> None:
         self._lib.model_copy(self._handle, source, target, length)
 
     def _run(
-        self, ids: Ids, slots: Ids, places: Ids, limits: Ids, wanted: Ids, logits: Any, states: Any
-    ) -> None:
-        given = [np.ascontiguousarray(a, dtype=np.int64) for a in (ids, slots, places, limits, wanted)]
+        self, ids: Ids, slots: Ids, places: Ids, limits: Ids, wanted: Ids, logits: Any, states: Any,
+        starts: Ids | None = None,
+    ) -> None:  # fmt: skip
+        starts = np.zeros_like(places) if starts is None else starts
+        given = [
+            np.ascontiguousarray(a, dtype=np.int64) for a in (ids, slots, places, limits, starts, wanted)
+        ]
         if len(ids) > self.tokens:
             raise ValueError(f"{len(ids)} tokens in a pass made for {self.tokens}")
         if len(ids) and not (
             0 <= given[1].min() <= given[1].max() < self.slots
             and 0 <= given[2].min() <= given[2].max() < self.length
             and 0 <= given[0].min() <= given[0].max() < self.vocab
+            and 0 <= (given[2] - given[4]).min() <= (given[2] - given[4]).max() < self.positions
+            and (given[2] < given[3]).all()
+            and given[3].max() <= self.length
+            and not (given[4] % LANES).any()
         ):
             raise ValueError("a token, slot or place out of range")
         at = [a.ctypes.data for a in given]
-        call = _Call(len(ids), *at[:4], len(wanted), at[4], logits, states)
+        call = _Call(len(ids), *at[:5], len(wanted), at[5], logits, states)
         self._lib.model_run(self._handle, byref(call))
 
     def _layer(self, stack: Stack, number: int) -> _Layer:
@@ -186,6 +204,9 @@ class NativeRunner:
             kind, steps = INT8, steps.float() if steps is not None else None
         else:
             kind = INT4 if lows is None else INT4_LOWS
+        if kind == INT8:  # products take whole groups
+            inputs += -inputs % GROUP
+            codes = F.pad(codes, (0, inputs - codes.shape[1]))
         held = [None if part is None else part.detach().cpu().contiguous() for part in (codes, steps, lows)]
         outputs = len(codes)
         data = np.empty(self._lib.packed_bytes(kind, inputs, outputs) + 64, dtype=np.uint8)
@@ -195,7 +216,11 @@ class NativeRunner:
             kind, inputs, outputs, *(None if part is None else part.data_ptr() for part in held), place
         )
         bias: Tensor | None = getattr(layer, "bias", None)
-        return _Linear(kind, inputs, outputs, bias is not None, place, self._padded(bias, LANES))
+        made = _Linear(kind, inputs, outputs, bias is not None, place, self._padded(bias, LANES))
+        if self._release:
+            for part in (*layer.parameters(), *layer.buffers()):
+                part.data = part.data.new_empty(0)
+        return made
 
     def _norm(self, norm: nn.Module | None) -> _Norm:
         if norm is None:
@@ -205,15 +230,15 @@ class NativeRunner:
 
     def _tables(self, stack: Stack, c: StackConfig) -> tuple[int | None, int | None]:
         """What is added at each place, and the angles of each."""
-        places = torch.arange(self.length)
+        places = torch.arange(self.positions)
         added: Tensor | None = None
         if stack.positions is not None and isinstance(c.position, Learned):
-            added = stack.positions.weight[c.position.offset :][: self.length].detach().float()
+            added = stack.positions.weight[c.position.offset :][: self.positions].detach().float()
         if isinstance(c.position, Sinusoidal):
             added = sinusoids(places[None], c.dim)[0]
         if stack.types is not None:
             kind = stack.types.weight[0].detach().float()
-            added = kind.expand(self.length, -1) if added is None else added + kind
+            added = kind.expand(self.positions, -1) if added is None else added + kind
         angles: int | None = None
         if isinstance(c.position, Rope):
             half = c.head_dim // 2

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from langmill.infer.request import Likely, Live
+from langmill.infer.request import Constraint, Likely, Live
 from langmill.infer.sampling import allowed, choose, penalise
 
 
@@ -40,6 +41,11 @@ def pick(lives: Sequence[Live], logits_BV: Tensor) -> list[Pick]:
     )
     picks = []
     for row, live in enumerate(lives):
+        if live.request.constraint is not None and finite[row] and row not in problems:
+            try:
+                ids[row] = _steered(live, live.request.constraint, ids[row])
+            except Exception as error:
+                problems[row] = _failed(error)
         problem = problems.get(row)
         if problem is None and not finite[row]:
             problem = (
@@ -63,22 +69,30 @@ def _penalise(lives: Sequence[Live], logits_BV: Tensor) -> None:
 
 def _constrain(lives: Sequence[Live], logits_BV: Tensor) -> dict[int, str]:
     """Forbid what constraints do not allow; the rows that cannot go on, with the reason."""
-    problems = {}
+    problems, vocab = {}, logits_BV.shape[1]
     for row, live in enumerate(lives):
-        if live.request.constraint is None:
+        constraint = live.request.constraint
+        if constraint is None:
             continue
         try:
-            mask = live.request.constraint.mask()
-            if mask is None:
-                continue
-            allowed_V = allowed(mask, logits_BV.shape[1])
+            mask = constraint.mask()
+            allowed_V = np.ones(vocab, np.bool_) if mask is None else allowed(mask, vocab).numpy()
+            allowed_V[[id for id in live.stop_ids if id < vocab]] = constraint.whole
         except Exception as error:  # it was given with the request: whatever it does ends that request alone
-            problems[row] = f"the request's constraint failed: {type(error).__name__}: {error}"
+            problems[row] = _failed(error)
             continue
-        if not bool(allowed_V.any()):
+        if not allowed_V.any():
             problems[row] = "the request's constraint allows no token here"
-        logits_BV[row].masked_fill_(~allowed_V, -torch.inf)
+        np.putmask(logits_BV[row].numpy(), ~allowed_V, -np.inf)
     return problems
+
+
+def _steered(live: Live, constraint: Constraint, id: int) -> int:
+    return id if id in live.stop_ids else constraint.steer(id, live.limit - len(live.written))
+
+
+def _failed(error: Exception) -> str:
+    return f"the request's constraint failed: {type(error).__name__}: {error}"
 
 
 def _likely(logs_V: Tensor, id: int, count: int) -> Likely:

@@ -6,7 +6,7 @@ unequal the texts are. K documents, T tokens of one, D width, C scores.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 def document_scores(model: Model, documents: Iterable[Encoded]) -> Iterator[Floats]:
     """(C,) raw scores of each document, in order: a head that pools."""
-    network = _checked(model, pools=True)
+    network = checked(model, pools=True)
 
     def scores(h_BTD: Tensor, documents_BT: Tensor) -> Tensor:
         return network.logits(network.pooled(h_BTD, documents_BT))
@@ -42,7 +42,7 @@ def document_scores(model: Model, documents: Iterable[Encoded]) -> Iterator[Floa
 
 def token_scores(model: Model, documents: Iterable[Encoded]) -> Iterator[Floats]:
     """(T, C) raw scores of each document's tokens, in order: a head that does not pool."""
-    network = _checked(model, pools=False)
+    network = checked(model, pools=False)
     for logits_BTC, sizes in _read(network, documents, lambda h_BTD, _: network.logits(h_BTD)):
         yield from np.split(logits_BTC[0], np.cumsum(sizes)[:-1])
 
@@ -51,7 +51,7 @@ def embeddings(
     model: Model, documents: Iterable[Encoded], pool: Pool = "mean", normalise: bool = True
 ) -> Iterator[Floats]:
     """(D,) of each document, in order: its tokens' last states as `pool` says, of length 1 where `normalise`."""
-    network = _checked(model, pools=None)
+    network = checked(model, pools=None)
 
     def vectors(h_BTD: Tensor, documents_BT: Tensor) -> Tensor:
         x_KD = pooled(h_BTD, documents_BT, pool).float()
@@ -83,10 +83,7 @@ def _read(
     typed = model.main.types is not None
     for group in passes(documents):
         sizes = [len(document.ids) for document in group]
-        if not all(0 < size <= most for size in sizes):
-            raise ModelError(
-                f"a text has {max(sizes)} tokens, special ones included, and the model reads 1 to {most}"
-            )
+        fitting(sizes, most)
         ids = [id for document in group for id in document.ids]
         tokens_1T = torch.tensor([ids], device=like.device)
         numbers = np.repeat(np.arange(1, len(sizes) + 1, dtype=np.int32), sizes)
@@ -100,7 +97,15 @@ def _read(
         yield made.float().cpu().numpy(), sizes
 
 
-def _checked(model: Model, pools: bool | None) -> Transformer:
+def fitting(sizes: Sequence[int], most: int) -> None:
+    """ModelError where a text has no token, or more than the model reads."""
+    if not all(0 < size <= most for size in sizes):
+        raise ModelError(
+            f"a text has {max(sizes)} tokens, special ones included, and the model reads 1 to {most}"
+        )
+
+
+def checked(model: Model, pools: bool | None) -> Transformer:
     """The model, if it is a Transformer that reads texts by itself and whose head pools or not as is needed."""
     whole = isinstance(model, Transformer) and pools and model.config.rereads
     if not isinstance(model, Transformer) or (len(model.config.stacks) > 1 and not whole):

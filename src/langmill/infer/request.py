@@ -26,13 +26,24 @@ class Constraint(Protocol):
 
     @property
     def done(self) -> bool:
-        """Whether what is written is complete, so that the request stops."""
+        """Whether what is written is complete and nothing can follow, so that the request stops."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether what is written is complete as it stands: stop ids may come where it is, and nowhere else."""
 
     def mask(self) -> Any:
         """The ids that may come next, as `sampling.allowed` takes them; None for all."""
 
+    def steer(self, id: int, left: int) -> int:
+        """What to write where this id was chosen: another one, where after it the `left` tokens that may still be
+        written, with it, would not do to become complete."""
+
     def accept(self, id: int) -> None:
         """This id came next."""
+
+    def forced(self) -> Sequence[int]:
+        """What will probably come next whatever the model says, to be read ahead."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -69,7 +80,8 @@ class Event:
 
     ids: the tokens that it wrote, a stop id included; text: what became certain of their text. finish: on a request's
     last event how it ended: "stop" after a stop id, a stop text, a complete constraint or a vector; "length" after
-    max_new_tokens or the last place; "cancelled"; "error" with its reason. cached: the prompt's tokens that were known
+    max_new_tokens or the last place; "cancelled"; "error". reason: of an error, or why the text does not meet the
+    request's constraint. cached: the prompt's tokens that were known
     from earlier requests. vector: (D,) of an "embed".
     """
 

@@ -12,7 +12,7 @@ from bisect import insort
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -22,8 +22,16 @@ from langmill.infer.slots import Slots
 
 LOOK = 64  # waiting requests that a pass looks at: others behind these may be let in one pass later
 
-Propose = Callable[[Sequence[int], Sequence[Ids]], Sequence[Sequence[int]]]
-"""Of each slot and its tokens so far, what may come next: read in the same pass, and kept as far as it does come."""
+
+class Propose(Protocol):
+    """What guesses; see speculative.py."""
+
+    def __call__(self, slots: Sequence[int], tokens: Sequence[Ids]) -> Sequence[Sequence[int]]:
+        """Of each slot and its tokens so far, what may come next: read in the same pass, and kept as far as it comes.
+        The tokens of a slot go on from those of the call before."""
+
+    def leave(self, slot: int) -> None:
+        """What comes next in this slot is another request."""
 
 
 class Part(NamedTuple):
@@ -123,8 +131,8 @@ class Scheduler:
         del self.texts[: len(made.texts)]
         for part in made.texts:
             self._leave_queue(part.live)
-        if self.propose is not None and left > 0:
-            made.parts = self._guess(made.parts, left, self.propose)
+        if left > 0:
+            made.parts = self._guess(made.parts, left)
         return made
 
     def _admit(self) -> None:
@@ -164,15 +172,18 @@ class Scheduler:
         owners = (self.owners[slot] for slot in ahead)
         return any(o is not None and o.request.priority >= live.request.priority for o in owners)
 
-    def _guess(self, parts: list[Part], left: int, propose: Propose) -> list[Part]:
+    def _guess(self, parts: list[Part], left: int) -> list[Part]:
         """The parts with guesses of what follows them, as many as the pass and their slots have room for."""
         chosen = [part for part in parts if part.wants]
         tokens, known_S = self.slots.tokens_SL, self.slots.known_S
         slots = [part.live.slot for part in chosen]
-        guesses = propose(slots, [tokens[slot, : known_S[slot]] for slot in slots])
+        guesses: Sequence[Sequence[int]] = [()] * len(slots)
+        if self.propose is not None:
+            guesses = self.propose(slots, [tokens[slot, : known_S[slot]] for slot in slots])
         longer = {}
         for part, guess in zip(chosen, guesses, strict=True):
             live, known = part.live, int(known_S[part.live.slot])
+            guess = _forced(live) or guess
             guess = guess[: max(0, min(left, live.limit - len(live.written) - 1))]
             tokens[live.slot, known : known + len(guess)] = guess
             left -= len(guess)
@@ -185,12 +196,22 @@ class Scheduler:
         live.queued = 0
 
     def _leave_slot(self, live: Live, keep: bool) -> None:
+        if self.propose is not None:
+            self.propose.leave(live.slot)
         self.slots.release(live.slot, keep)
         self.owners[live.slot], live.slot = None, -1
 
 
 def _order(live: Live) -> tuple[int, int]:
     return live.order
+
+
+def _forced(live: Live) -> Sequence[int]:
+    """What its constraint leaves no choice about."""
+    try:
+        return live.request.constraint.forced() if live.request.constraint is not None else ()
+    except Exception:  # a broken one ends its request where the next token is picked
+        return ()
 
 
 def _whole(live: Live) -> int:

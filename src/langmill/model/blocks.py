@@ -27,6 +27,13 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 Angles = tuple[Tensor, Tensor] | None
 
 
+def table(rows: int, width: int) -> nn.Embedding:
+    """An embedding. Its own initialisation, where nothing is there to be filled, would make torch import its compiler:
+    a second, before any weight is read."""
+    empty = torch.empty(rows, width)
+    return nn.Embedding(rows, width, _weight=empty if empty.is_meta else None)
+
+
 def norm_of(c: StackConfig) -> nn.Module:
     return nn.RMSNorm(c.dim, eps=c.norm_eps) if c.norm == "rms" else nn.LayerNorm(c.dim, eps=c.norm_eps)
 

@@ -130,6 +130,16 @@ class Int8Linear(nn.Module):
         self.register_buffer("codes", torch.zeros(out_features, in_features, dtype=torch.int8))
         self.register_buffer("steps", torch.zeros(out_features))
 
+    @classmethod
+    def of(cls, layer: nn.Linear | LoRA) -> Int8Linear:
+        """The nearest to a layer of which the largest weight of each output is 127 steps."""
+        weight_OI = layer.weight.detach().float()
+        made = cls(layer.in_features, layer.out_features, layer.bias)
+        made.steps = weight_OI.abs().amax(1) / 127
+        codes_OI = weight_OI / torch.where(made.steps == 0, 1.0, made.steps)[:, None]
+        made.codes = codes_OI.round().to(torch.int8)
+        return made
+
     @property
     def parts(self) -> tuple[Tensor, ...]:
         """What `made` makes the weights of."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence, unpack_sequence
 
 from langmill.model.attend import stretches
+from langmill.model.blocks import table
 from langmill.model.config import LSTMConfig
 
 
@@ -38,7 +39,7 @@ class LSTM(nn.Module):
     def __init__(self, config: LSTMConfig):
         super().__init__()
         self.config = config
-        self.tokens = nn.Embedding(config.vocab, config.dim)
+        self.tokens = table(config.vocab, config.dim)
         self.lstm = nn.LSTM(config.dim, config.hidden, config.layers, batch_first=True)
         self.head = None if config.tied else nn.Linear(config.hidden, config.vocab, bias=False)
         self.checkpointing = False  # accepted and without effect: the recurrence keeps little

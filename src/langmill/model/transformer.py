@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from langmill.common.errors import ModelError
 from langmill.model.attend import Masks, document_positions
-from langmill.model.blocks import ACTIVATIONS, Block, norm_of
+from langmill.model.blocks import ACTIVATIONS, Block, norm_of, table
 from langmill.model.cache import Cache
 from langmill.model.config import Head, Learned, ModelConfig, Relative, Rope, Sinusoidal, StackConfig, Tokens
 from langmill.model.layers import ROUNDED
@@ -42,11 +42,9 @@ class Stack(nn.Module):
         self.dropout = 0.0  # of what is embedded
         self.checkpointing = False  # recompute each block in the backward pass instead of keeping it
         rows = tokens.length + c.position.offset if isinstance(c.position, Learned) else 0
-        self.positions = nn.Embedding(rows, c.dim) if rows else None
-        self.relative = (
-            nn.Embedding(c.position.buckets, c.heads) if isinstance(c.position, Relative) else None
-        )
-        self.types = nn.Embedding(tokens.types, c.dim) if tokens.types else None
+        self.positions = table(rows, c.dim) if rows else None
+        self.relative = table(c.position.buckets, c.heads) if isinstance(c.position, Relative) else None
+        self.types = table(tokens.types, c.dim) if tokens.types else None
         self.embedding_norm = norm_of(c) if tokens.norm else None
         self.blocks = nn.ModuleList(Block(c) for _ in range(c.layers))
         self.norm = norm_of(c) if c.norm_order == "pre" else None
@@ -125,7 +123,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         dim, head = config.main.dim, config.head
-        self.tokens = nn.Embedding(config.vocab, dim)
+        self.tokens = table(config.vocab, dim)
         self.encoder = self._stack(config.encoder, config.encoder_input)
         self.decoder = self._stack(config.decoder, config.decoder_input)
         self.head_dense = nn.Linear(dim, dim) if head and head.transform else None

@@ -8,6 +8,7 @@ say. And streamed text is the same text: pieces never split a character and join
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from tokenizers import Tokenizer as Backend
+from tokenizers.models import BPE
 
 from langmill.common.errors import DataError, ModelError, UsageError
 from langmill.common.files import atomic_write
@@ -207,6 +209,8 @@ class Tokenizer:
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """`encode` for many texts, on all processors; see text/bulk.py for corpora."""
+        if len(texts) == 1 and "_plain" not in self.__dict__ and self._is_clear(texts[0]):
+            return _encode(self._backend, texts)
         return _encode(self._plain, texts)
 
     def prompt_ids(self, text: str) -> list[int]:
@@ -255,9 +259,20 @@ class Tokenizer:
         except ModelError:
             return False
 
+    def _is_clear(self, text: str) -> bool:
+        """Whether a text surely spells no special token, so that the instance for users' text, which takes long to
+        make, is not needed."""
+        added = [token for token in self._backend.get_added_tokens_decoder().values() if token.special]
+        exact = type(self._backend.model).__name__ == "BPE" and not any(token.normalized for token in added)
+        return exact and len(text) < 1 << 14 and not any(token.content in text for token in added)
+
     @cached_property
     def _plain(self) -> Backend:
         """The instance for users' text: it does not look for special tokens."""
+        if isinstance(self._backend.model, BPE):
+            backend = copy.deepcopy(self._backend)
+            backend.encode_special_tokens = True
+            return backend
         content = json.loads(self.to_json())
         model = content["model"]
         if model.get("type") in ("Unigram", "WordPiece", "WordLevel"):  # there it is a piece like any other
@@ -272,7 +287,8 @@ class Tokenizer:
     @cached_property
     def spelling(self) -> Spelling | None:
         """How tokens spell bytes, for byte-level decoders; None for the others."""
-        return Spelling.of(json.loads(self.to_json())["decoder"] or {})
+        decoder = self._backend.decoder
+        return Spelling.of({} if decoder is None else json.loads(decoder.__getstate__()))
 
 
 def _encode(backend: Backend, texts: list[str]) -> list[list[int]]:

@@ -1,6 +1,6 @@
 """llama.cpp by the xllamacpp wheel: ids, greedy tokens and chats of a GGUF file, run by the peers' Python.
 
-python llama_cpp.py FILE JOB.json [--threads 1]
+python llama_wheel.py FILE JOB.json [--threads 1]
 
 JOB: {"texts": [...], "prompts": [[id, ...], ...], "chats": [[message, ...], ...], "tokens": N}. Prints one JSON
 object: "ids" of the texts, with what the file says to put before them, "written" ids behind the prompts and "chats",
