@@ -33,6 +33,10 @@ LITTLE = {
     "evaluate": ["--resamples", "20"],
     "finetune": [*"train.max_steps=2 train.dtype=float32 train.compile=false".split(), "--threads", "1"],
 }
+REWARD = """
+def score(prompts, completions, wanted, **fields):
+    return [float(word in text) for word, text in zip(wanted, completions)]
+"""
 TURN = "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
 TEMPLATE = "{% for m in messages %}" + TURN + "{% endfor %}<|im_start|>assistant\n"
 
@@ -57,6 +61,8 @@ def shortened(words: list[str]) -> list[str]:
         extra = [word for word in extra if "size=" not in word or "batch" in word]
     if "--preview" in words:
         extra = []
+    if "reinforce" in words:
+        extra = [*extra, *"prompts_per_step=1 num_generations=2 max_completion_length=4".split()]
     return [*words, *([] if "--resume" in words else extra), "--quiet"]
 
 
@@ -85,6 +91,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "chats.jsonl").write_text(
         "".join(json.dumps({"messages": chat}) + "\n" for chat in chats), "utf-8"
     )
+    prompts = [{"prompt": f"Boat {i}?", "wanted": "No"} for i in range(9)]
+    (folder / "prompts.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in prompts), encoding="utf-8"
+    )
+    (folder / "rules.py").write_text(REWARD, encoding="utf-8")
     task_inputs(folder)
     return folder
 

@@ -30,6 +30,7 @@ LONG_FUNCTIONS: dict[str, str] = {}
 # Places below cli.py that read the environment, each with its reason.
 ENVIRONMENT = {
     "src/langmill/train/guard.py": "sets what cuBLAS needs to be deterministic",
+    "src/langmill/privacy/key.py": "reads the secret that a setting names, which must not stand in one",
 }
 PACKAGES = {
     "src/langmill/__init__.py": "the public surface",

@@ -51,6 +51,16 @@ COMMANDS = (
     Command("quickstart", "jobs.quickstart", "Text to model to report, in minutes.", "QuickstartSettings"),
     Command("plan", "jobs.plan", "What a run would cost here, before it runs.", "PlanSettings", ("path",)),
     Command("doctor", "jobs.doctor", "What this machine can do, and which extras are installed."),
+    Command(
+        "data prepare", "jobs.prepare", "Raw files to clean documents, each one accounted for.", "PrepareSettings",
+        ("source",),
+    ),
+    Command(
+        "data report", "jobs.prepare", "A prepared folder as a page and a datasheet.", "PreparedSettings", ("folder",),
+        "report",
+    ),
+    Command("data why", "jobs.prepare", "What became of a document.", "WhySettings", ("folder", "id"), "why"),
+    Command("data forget", "jobs.forget", "Remove documents for good.", "ForgetSettings", ("folder",)),
     Command("data shards", "jobs.shards", "Text to token shards.", "ShardsSettings", ("path",)),
     Command("tokenizer train", "jobs.tokenizer", "Text to a vocabulary.", "TokenizerTrainSettings", ("path",), "train"),
     Command(
@@ -62,7 +72,7 @@ COMMANDS = (
         preview="jobs.preview:run",
     ),
     Command(
-        "finetune", "jobs.finetune", "Teach a model: from conversations, labels, answers, pairs.",
+        "finetune", "jobs.finetune", "Teach a model: by chats, labels, answers, pairs, rewards.",
         "FinetuneSettings", ("model",), preview="jobs.finetune:preview",
     ),
     Command(
@@ -83,8 +93,15 @@ COMMANDS = (
         ("model", "query", "text"), "similar",
     ),
     Command("evaluate", "jobs.evaluate", "Score a model on text or rows.", "EvaluateSettings", ("model",)),
+    Command(
+        "privacy redact", "jobs.redact", "Files without personal details and secrets.", "RedactSettings", ("file",)
+    ),
 )  # fmt: skip
-GROUPS = {"data": "Text to documents to token shards.", "tokenizer": "Train and inspect tokenizers."}
+GROUPS = {
+    "data": "Text to documents to token shards.",
+    "tokenizer": "Train and inspect tokenizers.",
+    "privacy": "Keep people out of data.",
+}
 READERS = tuple(f"apps.{name}" for name in ("classify", "tag", "answer", "translate", "embed"))
 COMMON = ("config", "seed", "json", "debug", "quiet", "dry_run", "help")
 

@@ -15,6 +15,11 @@ from langmill.common.compress_settings import CompressSettings as CompressSettin
 from langmill.common.data_settings import DataSettings as DataSettings
 from langmill.common.evaluate_settings import EvaluateSettings as EvaluateSettings
 from langmill.common.export_settings import ExportSettings as ExportSettings
+from langmill.common.prepare_settings import ForgetSettings as ForgetSettings
+from langmill.common.prepare_settings import PreparedSettings as PreparedSettings
+from langmill.common.prepare_settings import PrepareSettings as PrepareSettings
+from langmill.common.prepare_settings import WhySettings as WhySettings
+from langmill.common.privacy_settings import RedactSettings as RedactSettings
 from langmill.common.setting import Count as Count
 from langmill.common.setting import Device as Device
 from langmill.common.setting import SampleBytes as SampleBytes
@@ -111,6 +116,57 @@ class PreferSettings(Settings):
     undesirable_weight: float = Field(1.0, gt=0, description="kto: what a bad answer weighs")
 
 
+class ReinforceSettings(Settings):
+    """What is learned from rewards: how many answers are written and judged, and how far a step may go."""
+
+    reward: list[str] = Field(
+        default_factory=list,
+        description="function that judges answers, as module:function or file.py:function; it is called as "
+        "function(prompts=…, completions=…, one list for each further field of the rows) and returns a number for each "
+        "completion (repeatable: their sum counts)",
+    )
+    reward_weights: list[float] = Field(
+        default_factory=list, description="what each reward function weighs in the sum; none: 1 each"
+    )
+    prompts_per_step: int = Field(8, ge=1, description="prompts answered anew for each update of the weights")
+    num_generations: int = Field(
+        8, ge=2, description="answers to each prompt, which are compared with each other"
+    )
+    max_completion_length: int = Field(256, ge=1, description="tokens that an answer may have")
+    temperature: float = Field(
+        1.0, gt=0, description="of the answers that are learnt from; lower: more alike"
+    )
+    num_iterations: int = Field(
+        1, ge=1, description="optimizer steps on the same answers before new ones are written"
+    )
+    beta: float = Field(
+        0.04,
+        ge=0,
+        description="weight of the KL divergence from the model that training began with; 0: none, faster",
+    )
+    epsilon: float = Field(
+        0.2,
+        gt=0,
+        lt=1,
+        description="a token's probability ratio counts no further than epsilon below and above 1",
+    )
+    epsilon_high: float | None = Field(
+        None, gt=0, description="the upper bound apart (DAPO takes 0.28); none: as epsilon"
+    )
+    loss_type: Literal["dapo", "bnpo", "grpo", "dr_grpo"] = Field(
+        "dapo",
+        description="dapo: every token of a step weighs the same (bnpo too, since a step is weighed as a whole); grpo: "
+        "every answer, however long; dr_grpo: tokens, over the longest length that is allowed",
+    )
+    scale_rewards: Literal["group", "batch", "none"] = Field(
+        "group",
+        description="advantages are divided by the standard deviation of a prompt's answers, of all, or not",
+    )
+    mask_truncated_completions: bool = Field(
+        False, description="do not learn from answers that were cut at max_completion_length"
+    )
+
+
 class TaskSettings(Settings):
     """What is learned from labels, tags, answers, translations and pairs, and how."""
 
@@ -156,16 +212,18 @@ class FinetuneSettings(Settings):
     """`langmill finetune`: a model and a file of conversations in, an adapter or a model out."""
 
     model: str = Field(description="model to start from: folder, .gguf file or hub id")
-    task: Literal["chat", "prefer", "classify", "tag", "answer", "translate", "embed"] = Field(
+    task: Literal["chat", "prefer", "reinforce", "classify", "tag", "answer", "translate", "embed"] = Field(
         "chat",
         description="chat: answer as the conversations' assistant does; prefer: rather as chosen than as rejected; "
-        "classify texts; tag words; answer from a text; translate; embed: like texts near each other",
+        "reinforce: as a function of yours rewards (GRPO); classify texts; tag words; answer from a text; translate; "
+        "embed: like texts near each other",
     )
     data: list[str] = Field(
         min_length=1,
         description="conversations: .jsonl (.gz, .zst), .json or .parquet with messages, prompt and completion, Alpaca "
-        "or ShareGPT rows; prefer: prompt, chosen and rejected, or prompt, completion and label; other tasks: text and "
-        "label, tokens and tags, SQuAD, translation, anchor and positive, .csv and .tsv too (repeatable)",
+        "or ShareGPT rows; prefer: prompt, chosen and rejected, or prompt, completion and label; reinforce: prompt "
+        "and what the reward function asks for; other tasks: text and label, tokens and tags, SQuAD, translation, "
+        "anchor and positive, .csv and .tsv too (repeatable)",
     )
     out: Path = Field(
         Path("langmill-finetuned"), description="folder to write; its private run folder is OUT.run"
@@ -173,7 +231,7 @@ class FinetuneSettings(Settings):
     method: Literal["lora", "qlora", "full"] | None = Field(
         None,
         description="lora: train a small adapter; qlora: on 4-bit weights, least memory; full: all weights; none: lora "
-        "for chat and prefer, full for the other tasks",
+        "for chat, prefer and reinforce, full for the other tasks",
     )
     too_long: Literal["drop", "truncate", "split"] = Field(
         "drop",
@@ -195,6 +253,7 @@ class FinetuneSettings(Settings):
     track: bool = Field(False, description="write TensorBoard files too (extra: track)")
     lora: LoRASettings = LoRASettings()
     prefer: PreferSettings = PreferSettings()
+    reinforce: ReinforceSettings = ReinforceSettings()
     tasks: TaskSettings = TaskSettings()
     train: FinetuneTrainSettings = FinetuneTrainSettings()
 

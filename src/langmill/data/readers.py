@@ -105,7 +105,9 @@ def files(paths: Sequence[str | Path], ledger: Ledger) -> Iterator[tuple[Path, s
     """Every file to read, with the source it counts for; what cannot be read is counted in the ledger."""
     seen: set[tuple[int, int]] = set()
     for path in map(Path, paths):
-        if path.is_dir():
+        if (path / "clean").is_dir() and (path / "manifest.json").is_file():
+            yield from _folder(path / "clean", path.as_posix(), ledger, seen)  # what `data prepare` made
+        elif path.is_dir():
             yield from _folder(path, None, ledger, seen)
         else:
             yield path, path.as_posix()

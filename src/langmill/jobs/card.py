@@ -34,6 +34,7 @@ class Text:
 
 def lineage(settings: Settings, text: Text, parent: str | None, results: Mapping[str, Any]) -> dict[str, Any]:
     """Where a model came from: data, parent, settings, code and what was measured."""
+    made = prepared(settings)
     values = settings.model_dump(mode="json")
     for name in ("path", "text", "out", "from_model", "data", "model", "template"):
         match values.get(name):  # data and model are groups of settings in some commands
@@ -49,6 +50,7 @@ def lineage(settings: Settings, text: Text, parent: str | None, results: Mapping
             "tokens": text.tokens,
             "bytes": text.bytes,
             "tokenizer_sha256": text.tokenizer,
+            "prepared": made,
         },
         "parent": parent and {"name": _last(parent), "sha256": fingerprint(parent)},
         "settings": values,
@@ -59,6 +61,17 @@ def lineage(settings: Settings, text: Text, parent: str | None, results: Mapping
         },
         "results": dict(results),
     }
+
+
+def prepared(settings: Settings) -> list[str]:
+    """SHA-256 of the manifests of prepared folders among the paths: `data forget` finds models by them."""
+    from langmill.common.files import sha256
+
+    given = [
+        p for n in ("path", "text", "data") for p in (getattr(settings, n, None) or []) if isinstance(p, str)
+    ]
+    places = {place for p in given for place in (Path(p).absolute(), *list(Path(p).absolute().parents)[:2])}
+    return sorted(sha256(place / "manifest.json") for place in places if (place / "manifest.json").is_file())
 
 
 def fingerprint(model: str) -> str | None:

@@ -84,7 +84,7 @@ def run(settings: FinetuneSettings, *, quiet: bool = False) -> Report:
     ended by themselves), trained_share, tokens_per_second, peak_bytes. Raises UsageError where OUT exists, DataError
     where no row is usable, TrainingError where memory or disk do not suffice, Interrupted on Ctrl-C.
     """
-    from langmill.jobs import finetune_task, prefer
+    from langmill.jobs import finetune_task, prefer, reinforce
     from langmill.jobs.finetune_report import adapter_card, origin, write_report
 
     started = time.monotonic()
@@ -95,7 +95,7 @@ def run(settings: FinetuneSettings, *, quiet: bool = False) -> Report:
     inputs = [settings.model, *settings.data, settings.template]
     with claimed(settings.out, settings.resume, settings.force, True, inputs, BEGAN) as folder:
         settings = settled(settings, folder)
-        if settings.method is None and settings.task in ("chat", "prefer"):
+        if settings.method is None and settings.task in ("chat", "prefer", "reinforce"):
             settings = settings.model_copy(update={"method": "lora"})
         if settings.resume and (done := finished(settings.out, settings.out, folder)):
             return done
@@ -103,6 +103,8 @@ def run(settings: FinetuneSettings, *, quiet: bool = False) -> Report:
         model, tokenizer = opened(settings)
         if settings.task == "prefer":
             return prefer.run(settings, model, tokenizer, folder, quiet, started)
+        if settings.task == "reinforce":
+            return reinforce.run(settings, model, tokenizer, folder, quiet, started)
         if settings.task in finetune_task.TASKS:
             return finetune_task.run(settings, model, tokenizer, folder, quiet, started)
         ready = prepare(settings, tokenizer, model.config.length, folder / "errors.jsonl", quiet)
@@ -140,6 +142,7 @@ def check_used(settings: FinetuneSettings) -> None:
     """Raise SettingsError for a setting that this run would not read."""
     unread = {
         "prefer": settings.task != "prefer" and "task=prefer",
+        "reinforce": settings.task != "reinforce" and "task=reinforce",
         "lora": settings.method == "full" and "adapters",
     }
     for group, what in unread.items():
@@ -152,11 +155,13 @@ def check_used(settings: FinetuneSettings) -> None:
 
 def _check(settings: FinetuneSettings) -> None:
     """Raise for what cannot work, before --force removes anything."""
-    from langmill.jobs import finetune_task, prefer
+    from langmill.jobs import finetune_task, prefer, reinforce
 
     check_used(settings)
     if settings.task == "prefer":
         prefer.check(settings)
+    if settings.task == "reinforce":
+        reinforce.check(settings)
     if settings.task in finetune_task.TASKS:
         finetune_task.check(settings)
     hub.resolve(settings.model)
@@ -345,8 +350,10 @@ def export(
 
 def preview(settings: FinetuneSettings, quiet: bool = False) -> Report:
     """The first examples as the model will see them, with what is trained in colour."""
-    from langmill.jobs import prefer, task_preview
+    from langmill.jobs import prefer, prompts, task_preview
 
+    if settings.task == "reinforce":
+        return prompts.preview(settings, *opened(settings), quiet)
     if settings.task not in ("chat", "prefer"):
         return task_preview.preview(settings, *opened(settings), quiet)
     shape, brought = outline(settings.model)

@@ -1,0 +1,193 @@
+"""The clean set: what all units kept, without copies, in order of ids, in files of some size."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from pyarrow.parquet import ParquetWriter
+
+from langmill.common.errors import DataError
+from langmill.common.files import sha256
+from langmill.common.prepare_settings import DuplicateSettings
+from langmill.data.dedup import find
+from langmill.data.units import KEPT, READ, Amount, Flow, Flows, amount, flows_of, kept_batches, opened
+
+EXACT, NEAR = "exact_duplicates", "near_duplicates"
+REASONS = {EXACT: "the same text as another", NEAR: "nearly the same text as another"}
+COPIES = pa.schema([("id", pa.string()), ("step", pa.string()), ("of", pa.string())])
+_LANGUAGE = r'"language":"(?P<language>[\w-]+)"'
+
+Sources = dict[str, Flows]  # by source, then by step
+
+
+@dataclass
+class Statistics:
+    """Of the clean set: documents by language, and by length (key n: 2**n characters and more, below 2**(n + 1))."""
+
+    languages: Counter[str] = field(default_factory=Counter)
+    lengths: Counter[int] = field(default_factory=Counter)
+    redacted: dict[str, Counter[str]] = field(default_factory=dict)  # by source: personal details, by type
+
+    def take(self, batch: pa.Table) -> None:
+        said = pc.struct_field(pc.extract_regex(batch["meta"], pattern=_LANGUAGE), "language")
+        for language in pc.value_counts(pc.fill_null(said, "not told")).to_pylist():
+            self.languages[language["values"]] += language["counts"]
+        told = batch.filter(pc.match_substring(batch["meta"], '"redacted":'))
+        for source, meta in zip(told["source"].to_pylist(), told["meta"].to_pylist(), strict=True):
+            self.redacted.setdefault(source, Counter()).update(json.loads(meta)["redacted"])
+        sizes = pc.utf8_length(batch["text"]).to_numpy()
+        for power, count in zip(
+            *np.unique(np.log2(np.maximum(sizes, 1)).astype(int), return_counts=True), strict=True
+        ):
+            self.lengths[int(power)] += int(count)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "languages": dict(sorted(self.languages.items(), key=lambda item: (-item[1], item[0]))),
+            "lengths": {str(power): count for power, count in sorted(self.lengths.items())},
+            "redacted": {
+                source: dict(sorted(mine.items())) for source, mine in sorted(self.redacted.items())
+            },
+        }
+
+
+def copies(folders: Sequence[Path], settings: DuplicateSettings) -> tuple[pa.Table, list[NDArray[np.int8]]]:
+    """(id, step, id of the copy that stays) of what goes, and for each unit 0: stays, 1: exact, 2: near copy."""
+    sizes = [sum(len(batch) for batch in kept_batches(folder, ["id"])) for folder in folders]
+    codes = np.zeros(sum(sizes), np.int8)
+    table = COPIES.empty_table()
+    if settings.exact or settings.near is not None:
+        ids = pa.chunked_array(
+            [c for f in folders for b in kept_batches(f, ["id"]) for c in b["id"].chunks], pa.string()
+        )
+        ids = ids.combine_chunks() if ids.num_chunks else pa.array([], pa.string())
+        found = find(folders, ids, threshold=settings.near, keep=settings.keep)
+        of = np.where(found.near_N >= 0, found.near_N, -1)
+        codes[of >= 0] = 2
+        exact = (found.exact_N >= 0) & settings.exact
+        codes[exact], of[exact] = 1, found.exact_N[exact]
+        gone = np.flatnonzero(codes)
+        steps = pa.array([EXACT if code == 1 else NEAR for code in codes[gone]], pa.string())
+        table = pa.table([ids.take(pa.array(gone)), steps, ids.take(pa.array(of[gone]))], COPIES)
+    ends = np.cumsum(sizes)
+    return table, [codes[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+
+
+def flows(folders: Sequence[Path]) -> Sources:
+    """What the units' steps did, summed by source."""
+    total: Sources = {}
+    for folder in folders:
+        unit = opened(folder)
+        mine = total.setdefault(unit["source"], {})
+        for step, flow in flows_of(unit["flows"]).items():
+            mine.setdefault(step, Flow()).add(flow)
+    return total
+
+
+class Writer:
+    """Files part-00000.parquet, part-00001.parquet … of about `most` bytes of text each."""
+
+    def __init__(self, folder: Path, most: int) -> None:
+        folder.mkdir(parents=True)
+        self.folder, self.most = folder, most
+        self.parts: list[dict[str, Any]] = []
+        self._writer: ParquetWriter | None = None
+        self._size = Amount()
+
+    def write(self, batch: pa.Table) -> None:
+        if self._writer is None:
+            name = f"part-{len(self.parts):05}.parquet"
+            self._writer = ParquetWriter(self.folder / name, KEPT, compression="zstd")
+            self._size = Amount()
+        self._writer.write_table(batch)
+        self._size.add(amount(batch["text"]))
+        if self._size.bytes >= self.most:
+            self.close()
+
+    def close(self) -> None:
+        if self._writer is None:
+            return
+        self._writer.close()
+        self._writer = None
+        file = self.folder / f"part-{len(self.parts):05}.parquet"
+        about = {"documents": self._size.documents, "bytes": self._size.bytes, "sha256": sha256(file)}
+        self.parts.append({"file": f"clean/{file.name}", **about})
+
+
+def write(
+    folders: Sequence[Path], codes: Sequence[NDArray[np.int8]], steps: Sequence[str], out: Path, most: int,
+    sources: Sources,
+) -> tuple[list[dict[str, Any]], Statistics]:  # fmt: skip
+    """Write the clean set into `out` and count in `sources` what each of `steps` (of code 1, 2, …) drops."""
+    writer, statistics = Writer(out, most), Statistics()
+    for folder, own in zip(folders, codes, strict=True):
+        mine = sources[opened(folder)["source"]]
+        start = 0
+        for batch in kept_batches(folder):
+            code = own[start : start + len(batch)]
+            start += len(batch)
+            for number, step in enumerate(steps, 1):
+                flow = mine.setdefault(step, Flow())
+                stays = amount(batch["text"].filter(pa.array((code == 0) | (code > number))))
+                flow.kept.add(stays)
+                flow.out.add(stays)
+                if (code == number).any():
+                    gone = amount(batch["text"].filter(pa.array(code == number)))
+                    flow.dropped.setdefault(REASONS[step], Amount()).add(gone)
+            stays = batch.filter(pa.array(code == 0)) if code.any() else batch
+            if len(stays):
+                writer.write(stays)
+                statistics.take(stays)
+    writer.close()
+    return writer.parts, statistics
+
+
+def check(sources: Mapping[str, Flows], parts: Sequence[Mapping[str, Any]]) -> None:
+    """DataError naming source and step unless what left each step came to the next, and the rest is in the parts."""
+    kept = Amount()
+    for source, mine in sources.items():
+        before: Flow | None = None
+        for step, flow in mine.items():
+            if before is not None and flow.came.as_list() != before.out.as_list():
+                raise DataError(
+                    f"the ledger of {source} does not add up: {before.out.as_list()} documents, bytes and characters "
+                    f"came to the step {step}, and it kept or dropped {flow.came.as_list()}"
+                )
+            before = flow
+        if before is not None:
+            kept.add(before.out)
+    there = [sum(part[name] for part in parts) for name in ("documents", "bytes")]
+    if there != kept.as_list()[:2]:
+        raise DataError(
+            f"the ledger does not add up: {kept.as_list()[:2]} were kept, and {there} are in the clean set"
+        )
+
+
+def clean_batches(
+    out: Path, parts: Sequence[Mapping[str, Any]], columns: Sequence[str]
+) -> Iterator[tuple[str, pa.Table]]:
+    """(file, rows) of a clean set, row group by row group."""
+    from pyarrow.parquet import ParquetFile
+
+    for part in parts:
+        with ParquetFile(out / part["file"]) as file:
+            for group in range(file.num_row_groups):
+                yield part["file"], file.read_row_group(group, columns=list(columns))
+
+
+def total(sources: Mapping[str, Flows]) -> Flows:
+    """All sources together, by step."""
+    found: Flows = {READ: Flow()}
+    for mine in sources.values():
+        for step, flow in mine.items():
+            found.setdefault(step, Flow()).add(flow)
+    return found

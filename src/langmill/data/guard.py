@@ -1,0 +1,132 @@
+"""A process of its own for what reads hostile bytes: it may take so much time and memory, and may crash."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from multiprocessing.connection import Connection
+from types import TracebackType
+from typing import Any, Self
+
+from langmill.common.errors import MissingExtra
+from langmill.data.chats import Unusable
+from langmill.data.extract import EXTRACT, Found
+
+_LONG = "took too long to read"
+_PATIENCE = 10  # times the seconds of the processor that a call may last
+_START = 120.0  # seconds that a new process may take to be there on a busy machine
+
+
+class Guard:
+    """`with Guard(seconds, memory) as guard: guard.call("html", data)`.
+
+    The process starts with the first call, and anew after one that took too much: that document is Unusable, and what
+    comes after it is not touched. The limit of memory needs Linux; without timers (Windows) the
+    seconds are those of the clock, times ten.
+    """
+
+    def __init__(self, seconds: float, memory: int) -> None:
+        self.seconds, self.memory = seconds, memory
+        self._process: Any = None
+        self._pipe: Connection | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def call(self, name: str, *given: Any) -> Found:
+        """What `extract.EXTRACT[name](*given)` returns; Unusable where it raises, is killed, or takes too long."""
+        pipe = self._pipe or self._started()
+        try:
+            pipe.send((name, given))
+            if not pipe.poll(self.seconds * _PATIENCE):
+                self._stop()
+                raise Unusable(_LONG, f"more than {self.seconds * _PATIENCE:g} s without using the processor")
+            done, value = pipe.recv()
+        except (EOFError, OSError):
+            code = self._stop()
+            if code is not None and code == -getattr(signal, "SIGPROF", 0):
+                raise Unusable(
+                    _LONG, f"more than {self.seconds:g} s of the processor (read.seconds)"
+                ) from None
+            raise Unusable("crashed its reader", f"the process ended with code {code}") from None
+        if done == "text":
+            return value
+        if done == "extra":
+            raise MissingExtra(*value)
+        raise Unusable(*value)
+
+    def _started(self) -> Connection:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, other = context.Pipe()
+        self._process = context.Process(target=_serve, args=(other, self.seconds, self.memory), daemon=True)
+        self._process.start()
+        other.close()
+        if not self._pipe.poll(_START):
+            self._stop()
+            raise OSError(f"the process that reads pages did not start within {_START:g} s")
+        self._pipe.recv()
+        return self._pipe
+
+    def _stop(self) -> int | None:
+        process, self._process = self._process, None
+        if self._pipe is not None:
+            self._pipe.close()
+            self._pipe = None
+        if process is None:
+            return None
+        process.kill()
+        process.join()
+        code: int | None = process.exitcode
+        return code
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop()
+
+
+def _serve(pipe: Connection, seconds: float, memory: int) -> None:
+    """The process: calls in, answers out, until the pipe is closed."""
+    try:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    except (ImportError, ValueError, OSError):  # Windows has none, macOS refuses some
+        pass
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's: it closes the pipe
+    pipe.send("ready")
+    while True:
+        try:
+            name, given = pipe.recv()
+        except (EOFError, OSError, KeyboardInterrupt):
+            return
+        answer: tuple[str, Any]
+        _alarm(seconds)
+        try:
+            answer = ("text", EXTRACT[name](*given))
+        except Unusable as error:
+            answer = ("unusable", (error.reason, str(error)))
+        except MissingExtra as error:
+            answer = ("extra", (error.extra, error.package))
+        except MemoryError:
+            answer = (
+                "unusable",
+                ("took too much memory to read", f"more than {memory >> 20} MiB (read.memory)"),
+            )
+        except RecursionError:
+            answer = ("unusable", ("nested too deep", "its parts stand too deep in each other"))
+        except Exception as error:
+            answer = ("unusable", ("cannot be read", f"{type(error).__name__}: {error}"[:400]))
+        _alarm(0)
+        try:
+            pipe.send(answer)
+        except OSError:  # nobody waits for it any more
+            return
+
+
+def _alarm(seconds: float) -> None:
+    """Ends this process after so many seconds of the processor; 0: does not. On a busy machine they last longer, so
+    that the same documents fail there as elsewhere."""
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_PROF, seconds)

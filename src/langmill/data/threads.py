@@ -1,0 +1,73 @@
+"""Posts and messages put together into their threads, in order. They wait in a file, so that memory does not grow."""
+
+from __future__ import annotations
+
+import sqlite3
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Post:
+    """A row of an export: its number, text and bytes, and what it says of itself."""
+
+    place: int
+    text: str
+    size: int
+    id: str | None = None
+    thread: str | None = None
+    parent: str | None = None
+    author: str | None = None
+    time: str | None = None
+
+
+def threads(posts: Iterable[Post]) -> Iterator[tuple[int, str, int, dict[str, Any]]]:
+    """(number of the first row, text, bytes, meta) of every thread, in order of their first rows.
+
+    A post stands on a line of its own as "author: text", in order of time, then of the file. Its thread is the one it
+    names, else that of the first post that its parents lead back to; a loop of parents ends where it began.
+    """
+    with tempfile.TemporaryDirectory(prefix="langmill-") as folder:
+        base = sqlite3.connect(Path(folder) / "posts")
+        try:
+            base.execute("pragma journal_mode=off")
+            base.execute(
+                "create table post (place integer, text text, size integer, id text, thread text, parent text, "
+                "author text, time text)"
+            )
+            base.executemany("insert into post values (?,?,?,?,?,?,?,?)", map(astuple, posts))
+            _name(base)
+            base.execute("create index ordered on post (thread, time, place)")
+            for thread, place in base.execute(
+                "select thread, min(place) from post group by thread order by 2"
+            ):
+                told = base.execute(
+                    "select author, text, size from post where thread = ? order by cast(time as real), time, place",
+                    (thread,),
+                ).fetchall()
+                text = "\n".join(f"{author}: {text}" if author else text for author, text, _ in told)
+                yield place, text, sum(size for *_, size in told), {"thread": thread, "messages": len(told)}
+        finally:
+            base.close()
+
+
+def _name(base: sqlite3.Connection) -> None:
+    """Give a thread to every post that names none."""
+    base.execute("create index ids on post (id)")
+    named = []
+    for place, id, parent in base.execute(
+        "select place, id, parent from post where thread is null"
+    ).fetchall():
+        root, seen, thread = id, {id}, None
+        while parent is not None and parent not in seen:
+            seen.add(parent)
+            root = parent
+            above = base.execute("select parent, thread from post where id = ?", (parent,)).fetchone()
+            parent, thread = above or (None, None)
+        named.append(
+            (thread or (min(filter(None, seen)) if parent in seen else root) or f"row {place}", place)
+        )
+    base.executemany("update post set thread = ? where place = ?", named)

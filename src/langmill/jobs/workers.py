@@ -1,0 +1,146 @@
+"""Units of work done by processes of this machine, or of a cluster."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from langmill.common.errors import DataError, MissingExtra
+from langmill.common.progress import track
+from langmill.common.settings import PrepareSettings
+from langmill.data.sources import Unit
+from langmill.data.units import Recipe, process
+
+_FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A unit that could not be read to its end; nothing of it is kept, and the next run tries again."""
+
+    unit: Unit
+    reason: str
+
+
+def work(
+    todo: Sequence[Unit], recipe: Recipe, units: Path, settings: PrepareSettings, quiet: bool
+) -> list[Failed]:
+    """Do the units; those that failed. A full disk ends it all (OSError), and so does a process that was killed."""
+    units.mkdir(parents=True, exist_ok=True)
+    if not todo:
+        return []
+    failed = []
+    with track("reading", sum(unit.size for unit in todo), "B", quiet) as progress:
+        for unit, reason in _done(todo, recipe, units, settings):
+            if reason:
+                failed.append(Failed(unit, reason))
+            progress.advance(unit.size)
+    return sorted(failed, key=lambda one: one.unit.pieces[0].file.id)
+
+
+def _done(
+    todo: Sequence[Unit], recipe: Recipe, units: Path, settings: PrepareSettings
+) -> Iterator[tuple[Unit, str]]:
+    if settings.engine == "ray":
+        yield from _clustered(todo, recipe, units, settings.address)
+        return
+    workers = min(settings.workers or _cores(), len(todo))
+    if workers == 1:
+        yield from ((unit, attempt(unit, recipe, units)) for unit in todo)
+        return
+    context = multiprocessing.get_context("spawn")
+    others = multiprocessing.active_children()
+    with ProcessPoolExecutor(workers, context, _die_with_parent) as pool:
+        left = iter(
+            sorted(todo, key=lambda unit: -unit.size)
+        )  # the longest first, so that none is waited for at the end
+        running: dict[Future[str], Unit] = {}
+        try:
+            while True:
+                for unit in left:
+                    running[pool.submit(attempt, unit, recipe, units)] = unit
+                    if len(running) > 2 * workers:
+                        break
+                if not running:
+                    return
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    yield running.pop(future), future.result()
+        except BrokenProcessPool:
+            raise DataError(
+                "a worker was killed, perhaps for memory: run again with fewer workers; what is done stays"
+            ) from None
+        except BaseException:  # Ctrl-C, a full disk: what the others have begun is done anew by the next run
+            for child in multiprocessing.active_children():
+                if child not in others:
+                    child.terminate()
+            raise
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def attempt(unit: Unit, recipe: Recipe, units: Path) -> str:
+    """`units.process`, with what goes wrong as a sentence: other units go on."""
+    try:
+        return process(unit, recipe, units)
+    except MissingExtra:
+        raise
+    except DataError as error:
+        return str(error)
+    except OSError as error:
+        if error.errno in _FATAL:
+            raise
+        return f"{error.filename or unit.source}: {error.strerror or error}"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"[:400]
+
+
+def _die_with_parent() -> None:
+    """A worker whose parent was killed would wait for ever, or write beside the next run. Ctrl-C is the parent's."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+
+        def watch() -> None:
+            parent.join()
+            os._exit(1)
+
+        threading.Thread(target=watch, daemon=True).start()
+
+
+def _clustered(
+    todo: Sequence[Unit], recipe: Recipe, units: Path, address: str | None, runner: str = "ray"
+) -> Iterator[tuple[Unit, str]]:
+    """The same function mapped over the units by Daft, on a Ray cluster whose machines see the same disk."""
+    try:
+        import daft
+
+        if runner == "ray":
+            import_module("ray")
+    except ImportError as error:
+        package = "daft" if error.name == "daft" else "ray"
+        raise MissingExtra("data", package) from None
+    if runner == "ray":
+        daft.set_runner_ray(address)
+    place = units.absolute()
+
+    def do(number: int) -> str:
+        return attempt(todo[number], recipe, place)
+
+    frame: Any = daft.from_pydict({"unit": list(range(len(todo)))}).into_partitions(len(todo))
+    told = frame.with_column("told", frame["unit"].apply(do, return_dtype=daft.DataType.string()))
+    for number, reason in zip(*told.to_pydict().values(), strict=True):
+        yield todo[number], reason or ""

@@ -1,0 +1,1 @@
+"""What keeps people out of data: personal details and secrets are found, and taken out or replaced."""

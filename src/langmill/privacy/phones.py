@@ -1,0 +1,89 @@
+"""How much of a row of digits is a telephone number.
+
+A number ends where its group of digits does: what follows it behind a space ("+44 20 7946 0958 3 items") is left.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from itertools import pairwise
+
+_GROUP = re.compile(r"\d+")
+_TRUNK = re.compile(r"\(0\) ?")
+_EXTENSION = re.compile(r" ?(?:x|ext\.?|extension) ?\d{1,6}\Z")
+_DATE = re.compile(
+    r"(?:[0-3]?\d([./ -])[01]?\d\1|[01]?\d([./ -])[0-3]?\d\2)(?:19|20)\d\d(?!\d)|(?:19|20)\d\d([./ -])[01]\d\3[0-3]\d"
+)
+Table = dict[str, list[int]]
+
+
+def international(codes: Table, value: str) -> int:
+    """Characters of `value`, which begins with + or 00 and a country's code, that are a number of that country's
+    lengths (ITU-T E.164: at most 15 digits with the code); 0 where none are.
+
+    codes: for each code the least and most digits of a national number.
+    """
+    groups, extension = _parts(value)
+    digits = "".join(group for group, _ in groups)
+    prefix = 0 if value[0] == "+" else 2
+    code = next((digits[prefix : prefix + n] for n in (1, 2, 3) if digits[prefix : prefix + n] in codes), "")
+    if not code:
+        return 0
+    least, most = codes[code]
+    skip = prefix + len(code)
+    if trunk := _TRUNK.search(value):
+        skip += trunk.start() < 8
+    return _longest(value, groups, skip + least, skip + min(most, 15 - len(code)), extension)
+
+
+def national(codes: Table, value: str) -> int:
+    """Characters of `value`, which begins with a 0 before the area, that are a number of 9 to 11 digits, or 12 of a
+    German mobile one; 0 where none are, as for dates and book numbers."""
+    groups, extension = _parts(value)
+    if _DATE.match(value) or len(groups[0][0]) < 2:
+        return 0
+    most = 12 if value.lstrip("(")[:3] in ("015", "016", "017") else 11
+    if len(groups) > 1 and len(groups[0][0]) + len(groups[1][0]) < 5 and len(groups[0][0]) > 3:
+        return 0
+    return _longest(value, groups[: _alike(value, groups)], 9, most, extension)
+
+
+def plain(codes: Table, value: str) -> int:
+    """Characters of `value`, any row of groups, that are 7 to 13 digits and no date."""
+    groups, extension = _parts(value)
+    if _DATE.match(value):
+        return 0
+    return _longest(value, groups[: _alike(value, groups)], 7, 13, extension)
+
+
+def _parts(value: str) -> tuple[list[tuple[str, int]], int]:
+    """Groups of digits with the place where each ends, and where an extension begins (the end, where there is none)."""
+    found = _EXTENSION.search(value)
+    end = found.start() if found else len(value)
+    return [(group[0], group.end()) for group in _GROUP.finditer(value, 0, end)], end
+
+
+def _alike(value: str, groups: list[tuple[str, int]]) -> int:
+    """Groups that are joined as the second and third are: another mark begins something else."""
+    joints = [value[before:end].rstrip("0123456789") for (_, before), (_, end) in pairwise(groups)]
+    for number, joint in enumerate(joints[2:], 2):
+        if joint != joints[1]:
+            return number + 1
+    return len(groups)
+
+
+def _longest(value: str, groups: list[tuple[str, int]], least: int, most: int, extension: int) -> int:
+    total, best = 0, 0
+    for digits, end in groups:
+        total += len(digits)
+        if total > most:
+            break
+        if total >= least and value[end : end + 1] in ("", " ", ")", "x", "e"):  # else the number goes on
+            best = end
+    if best and best == extension < len(value):
+        return len(value)
+    return best
+
+
+FITS: dict[str, Callable[[Table, str], int]] = {fit.__name__: fit for fit in (international, national, plain)}

@@ -1,0 +1,176 @@
+"""The step of `data prepare` that takes personal details and secrets out of texts, and the same for one text.
+
+A batch is a pyarrow Table with the columns id, text, source, meta and dropped. Gates (see patterns.py) are asked of
+the whole column by Arrow; texts that could hold something are read one by one, and only for what they could hold.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, get_args
+
+from langmill.common.errors import UsageError
+from langmill.privacy.key import Key
+from langmill.privacy.patterns import Find, apart, edition, find, tables
+from langmill.privacy.plain import foreign, plain
+from langmill.privacy.policy import Policy, masked, replaced
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+NAMES = ("person", "address")
+META = "redacted"
+_SAMPLES = 3  # of each type, masked
+Names = Callable[[Sequence[str]], list[list[Find]]]
+
+
+def redact(text: str, policy: Policy = "mask", *, types: Sequence[str] = (), key: Key | None = None) -> str:
+    """The text without the personal details and secrets that patterns find; see policy.py and `Redact`."""
+    return Redact(policy, tuple(types), key).text(text)[0]
+
+
+@dataclass(frozen=True)
+class Redact:
+    """Replaces e-mail addresses, telephone numbers, payment cards, accounts, national identities, addresses of
+    machines and secrets; counts them in meta as "redacted": {type: number}.
+
+    types: those that are looked for, none: all (`patterns.tables().types`). names: finds persons and addresses too
+    (names.py). edition: of the patterns, so that a changed table makes another step. UsageError for a type or policy
+    that does not exist, and for pseudonyms without a key.
+    """
+
+    policy: Policy = "mask"
+    types: tuple[str, ...] = ()
+    key: Key | None = None
+    names: Names | None = None
+    name: str = "redact"
+    edition: str = field(default_factory=edition)
+
+    def __post_init__(self) -> None:
+        known = [*tables().types, *NAMES]
+        for kind, given, all_ in (("type", self.types, known), ("policy", [self.policy], get_args(Policy))):
+            for one in set(given) - set(all_):
+                near = difflib.get_close_matches(one, all_, 1)
+                raise UsageError(
+                    f"{self.name}: there is no {kind} '{one}'"
+                    + (f": did you mean {near[0]}?" if near else f": {', '.join(all_)}")
+                )
+        if self.policy == "pseudonym" and self.key is None:
+            raise UsageError(f"{self.name}: pseudonyms need a key")
+
+    def text(self, text: str, before: str = "") -> tuple[str, list[Find]]:
+        """The text redacted, and what was found at which places of the text as it came.
+
+        before: what stands before it, such as the name of its column, and counts as its context.
+        """
+        finds = self._all(before + text, None, self.names([text])[0] if self.names and not before else [])
+        if before:
+            finds = [f._replace(start=f.start - len(before), end=f.end - len(before)) for f in finds]
+            finds = apart(
+                [*(f for f in finds if f.start >= 0), *(self.names([text])[0] if self.names else [])]
+            )
+        return replaced(text, finds, self.policy, self.key), finds
+
+    def _all(self, text: str, gates: Sequence[str] | None, named: Sequence[Find]) -> list[Find]:
+        finds = find(text, gates) if gates is None or gates else []
+        if named:
+            finds = apart([*finds, *named])
+        return [one for one in finds if one.type in self.types] if self.types else finds
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        if not len(batch):
+            return batch
+        text = batch["text"].combine_chunks()
+        kept = pc.is_null(batch["dropped"]).combine_chunks()
+        open_ = _open(text, kept)
+        chosen = kept if self.names else open_.pop("any")
+        rows = pc.indices_nonzero(chosen).to_pylist()
+        texts = text.take(pa.array(rows, pa.int64())).to_pylist()
+        named = self.names(texts) if self.names else [[]] * len(rows)
+        gates = {name: mask.to_pylist() for name, mask in open_.items() if name != "any"}
+        new: dict[int, str] = {}
+        counts: dict[int, Counter[str]] = {}
+        for row, one, own in zip(rows, texts, named, strict=True):
+            finds = self._all(one, [name for name, mask in gates.items() if mask[row]], own)
+            if finds:
+                new[row] = replaced(one, finds, self.policy, self.key)
+                counts[row] = Counter(found.type for found in finds)
+        if not new:
+            return batch
+        mask = pa.array([row in new for row in range(len(batch))])
+        told = batch["meta"].take(pa.array(list(counts), pa.int64())).to_pylist()
+        meta = [_counted(said, count) for said, count in zip(told, counts.values(), strict=True)]
+        for column, values in (("text", list(new.values())), ("meta", meta)):
+            old = batch[column].combine_chunks()
+            fresh = pc.replace_with_mask(old, mask, pa.array(values, old.type))
+            batch = batch.set_column(batch.column_names.index(column), column, fresh)
+        return batch
+
+
+def _open(text: Any, kept: Any) -> dict[str, Any]:
+    """For each gate the rows for which it is open, and for "any" those for which one is."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    other = pc.and_(kept, pc.match_substring_regex(text, f"[{foreign()}]"))
+    if pc.any(other).as_py():
+        text = pc.replace_with_mask(
+            text, other, pa.array(map(plain, text.filter(other).to_pylist()), text.type)
+        )
+    found = {}
+    any_ = pa.array([False] * len(text))
+    for name, gate in tables().gates.items():
+        found[name] = pc.and_(kept, pc.match_substring_regex(text, gate.ask))
+        any_ = pc.or_(any_, found[name])
+    return found | {"any": any_}
+
+
+def _counted(meta: str, counts: Mapping[str, int]) -> str:
+    if META not in meta:
+        inside = ",".join(f'"{type}":{count}' for type, count in sorted(counts.items()))
+        said = f'"{META}":{{{inside}}}}}'
+        return "{" + said if meta == "{}" else f"{meta[:-1]},{said}"
+    values = json.loads(meta)
+    before = values.get(META)
+    total = Counter(before if isinstance(before, dict) else {}) + Counter(counts)
+    return json.dumps(values | {META: dict(sorted(total.items()))}, ensure_ascii=False, separators=(",", ":"))
+
+
+@dataclass
+class Tally:
+    """Counts of finds by source and type, and a few masked samples of each type: nothing of the finds themselves."""
+
+    counts: dict[str, Counter[str]] = field(default_factory=dict)
+    samples: dict[str, list[str]] = field(default_factory=dict)
+
+    def take(self, source: str, text: str, finds: Sequence[Find]) -> None:
+        mine = self.counts.setdefault(source, Counter())
+        for one in finds:
+            mine[one.type] += 1
+            shown = self.samples.setdefault(one.type, [])
+            sample = masked(text[one.start : one.end].partition("\n")[0])[:60]
+            if len(shown) < _SAMPLES and sample not in shown:
+                shown.append(sample)
+
+    def take_batch(self, batch: pa.Table) -> None:
+        """What `Redact` wrote into the meta of the rows that are kept."""
+        for source, meta in zip(batch["source"].to_pylist(), batch["meta"].to_pylist(), strict=True):
+            if f'"{META}"' in meta:
+                self.counts.setdefault(source, Counter()).update(json.loads(meta).get(META, {}))
+
+    def total(self) -> Counter[str]:
+        return sum(self.counts.values(), Counter())
+
+    def lines(self) -> list[str]:
+        """A line for each type: how many, and what they look like."""
+        return [
+            f"{count:>8,}  {type:12}  {'  '.join(self.samples.get(type, []))}".rstrip()
+            for type, count in sorted(self.total().items(), key=lambda item: (-item[1], item[0]))
+        ]

@@ -1,0 +1,137 @@
+"""Main text out of pages, PDFs and mail, and what hostile ones cost: one document, never the run."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from email.message import EmailMessage
+from typing import Any
+
+import pytest
+
+from langmill.data.chats import Unusable
+from langmill.data.extract import decoded, html, mail, pdf
+from langmill.data.guard import Guard
+
+WORDS = "The garden behind the house was full of old apple trees, and nobody had cut them for years. "
+PAGE = (
+    '<html lang="en"><head><title>Apples &amp; pears</title><link rel="license" href="https://example.org/by"></head>'
+    f"<body><nav><a href=/>Home</a><a href=/b>About</a></nav><article><h1>Apples</h1><p>{WORDS * 3}</p>"
+    f"<p>Café 你好 مرحبا {WORDS * 2}</p></article><footer>Copyright, all rights reserved</footer></body></html>"
+)
+
+
+def test_a_page_gives_its_main_text_and_what_it_says_of_itself() -> None:
+    [(text, meta)] = html(PAGE.encode())
+    assert (
+        WORDS.strip() in text and "Café 你好 مرحبا" in text and "About" not in text and "rights" not in text
+    )
+    assert meta == {"title": "Apples & pears", "lang": "en", "licence": "https://example.org/by"}
+
+
+@pytest.mark.parametrize(
+    ("data", "declared", "text", "encoding"),
+    [
+        ("café".encode(), "windows-1252", "café", "utf-8"),  # a wrong declaration
+        ("café".encode("cp1252"), "utf-8", "café", "windows-1252"),
+        ("привет".encode("koi8-r"), "koi8-r", "привет", "koi8-r"),
+        ("你好".encode("gb18030"), "gb18030", "你好", "gb18030"),
+        ("<meta charset=shift_jis>日本".encode("shift_jis"), "", "<meta charset=shift_jis>日本", "shift_jis"),
+        ("\ufeffhello".encode("utf-16"), "", "hello", "utf-16"),
+        (b"caf\xe9", "no-such-encoding", "café", "windows-1252"),
+        (b"a\xe9", "zlib", "aé", "windows-1252"),  # a codec, and no encoding of text
+    ],
+)
+def test_bytes_are_read_by_what_they_are_before_what_was_declared(
+    data: bytes, declared: str, text: str, encoding: str
+) -> None:
+    assert decoded(data, declared) == (text, encoding)
+
+
+def letter(**headers: str) -> EmailMessage:
+    message = EmailMessage()
+    for name, value in {"From": "ann@example.org", "Subject": "Apples", **headers}.items():
+        message[name.replace("_", "-")] = value
+    return message
+
+
+def test_a_mail_gives_subject_and_text_and_not_who_wrote_it() -> None:
+    message = letter(Message_ID="<2@x>", References="<1@x> <1b@x>", Date="Mon, 02 Jan 2023 10:00:00 +0000")
+    message.set_content("They are ripe. Grüße, 你好")
+    message.add_alternative("<p>They are ripe</p>", subtype="html")
+    [(text, meta)] = mail(bytes(message))
+    assert text == "Apples\n\nThey are ripe. Grüße, 你好\n"
+    assert meta == {"date": "Mon, 02 Jan 2023 10:00:00 +0000", "id": "<2@x>", "thread": "<1@x>"}
+    only = letter()
+    only.set_content(PAGE, subtype="html")
+    assert WORDS.strip() in mail(bytes(only))[0][0]
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"Subject: x\n\n", b"Content-Type: multipart/mixed; boundary=a\n\n--a\n" * 30]
+)
+def test_a_mail_without_text_says_so(data: bytes) -> None:
+    with pytest.raises(Unusable):
+        mail(data)
+
+
+def made_pdf(text: str, loop: bool = False) -> bytes:
+    """A PDF of one page; with `loop` its tree of pages leads back to itself."""
+    stream = f"BT /F1 12 Tf 72 700 Td ({text}) Tj ET".encode()
+    kids = "[2 0 R]" if loop else "[3 0 R]"
+    objects = [
+        b"<</Type/Catalog/Pages 2 0 R>>",
+        f"<</Type/Pages/Kids{kids}/Count 1>>".encode(),
+        b"<</Type/Page/Parent 2 0 R/MediaBox[0 0 612 792]/Contents 4 0 R/Resources<</Font<</F1 5 0 R>>>>>>",
+        b"<</Length %d>>stream\n%s\nendstream" % (len(stream), stream),
+        b"<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>",
+    ]
+    out, places = io.BytesIO(b"%PDF-1.4\n"), []
+    out.seek(0, 2)
+    for number, body in enumerate(objects, 1):
+        places.append(out.tell())
+        out.write(b"%d 0 obj" % number + body + b"endobj\n")
+    start = out.tell()
+    out.write(b"xref\n0 6\n0000000000 65535 f \n" + b"".join(b"%010d 00000 n \n" % place for place in places))
+    out.write(b"trailer<</Size 6/Root 1 0 R>>\nstartxref\n%d\n%%%%EOF" % start)
+    return out.getvalue()
+
+
+def test_a_pdf_gives_its_text_and_broken_ones_a_reason(tmp_path: Any) -> None:
+    file = tmp_path / "a.pdf"
+    file.write_bytes(made_pdf("Apples are ripe"))
+    assert pdf(str(file)) == [("Apples are ripe", {"pages": 1})]
+    for data in (made_pdf("x", loop=True), made_pdf("x")[:200], b"%PDF-1.4\n" + b"\0" * 1000, b""):
+        file.write_bytes(data)
+        with pytest.raises(Unusable):
+            pdf(str(file))
+
+
+@pytest.fixture(scope="module")
+def guard() -> Iterator[Guard]:
+    with Guard(1.5, 1 << 30) as made:
+        made.call("html", PAGE.encode())
+        yield made
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"<div>" * 100_000 + WORDS.encode() * 9, "no text in the page"),
+        (b"<html><body><p>" + b"hello world " * 900_000, "no text in the page"),
+        (b"<html><body>" + b"<p>hello world this is it</p>" * 120_000, "took too long to read"),
+        (b"\0" * 100_000, "no text in the page"),
+    ],
+)
+def test_a_hostile_page_costs_itself_alone(guard: Guard, data: bytes, reason: str) -> None:
+    with pytest.raises(Unusable) as error:
+        guard.call("html", data)
+    assert error.value.reason == reason
+    assert WORDS.strip() in guard.call("html", PAGE.encode())[0][0]  # the next one is read
+
+
+def test_a_reader_that_is_killed_is_told_and_replaced(guard: Guard) -> None:
+    guard._process.kill()
+    with pytest.raises(Unusable, match="ended with code -9"):
+        guard.call("html", PAGE.encode())
+    assert guard.call("html", PAGE.encode())

@@ -1,0 +1,127 @@
+"""`langmill privacy redact` over files of every kind: the same rows and columns, errors that say where."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from langmill.cli import run as command
+from langmill.common.errors import DataError, UsageError
+from langmill.common.settings import RedactSettings
+from langmill.jobs.redact import run
+
+ROW = {
+    "id": 7,
+    "phone": "4155550123",
+    "messages": [{"role": "user", "content": "I am joe@example.com"}],
+    "n": None,
+}
+
+
+def redact(*files: Path, **given: Any) -> Any:
+    return run(RedactSettings(file=list(files), **given), quiet=True)
+
+
+def put(file: Path, text: str) -> Path:
+    file.write_bytes(text.encode("utf-8"))
+    return file
+
+
+def test_rows_tables_and_texts(tmp_path: Path) -> None:
+    rows = put(tmp_path / "a.jsonl", json.dumps(ROW) + "\r\n\n" + '{"x":  "kept as it is"}\n')
+    table = put(tmp_path / "b.csv", '\ufeffname,phone\r\nJoe,"415 555 0123"\r\n')
+    text = put(tmp_path / "c.txt", "one\r\ntel. 030 1234567\r\n")
+    whole = put(tmp_path / "d.json", json.dumps([ROW]))
+    columns = pa.table({"n": [1], "text": ["joe@example.com"], "tags": [["x", "+49 30 1234567"]]})
+    pq.write_table(columns, tmp_path / "e.parquet")
+    out = tmp_path / "out"
+    report = redact(rows, table, text, whole, tmp_path / "e.parquet", out=out, redact={"policy": "label"})
+    first, empty, last = (out / "a.jsonl").read_bytes().decode().splitlines(keepends=True)
+    made = ROW | {"phone": "[PHONE]", "messages": [{"role": "user", "content": "I am [EMAIL]"}]}
+    assert (
+        json.loads(first) == made
+        and first.endswith("\r\n")
+        and (empty, last) == ("\n", '{"x":  "kept as it is"}\n')
+    )
+    assert (out / "b.csv").read_bytes() == b"\xef\xbb\xbfname,phone\r\nJoe,[PHONE]\r\n"
+    assert (out / "c.txt").read_bytes() == b"one\r\ntel. [PHONE]\r\n"
+    assert json.loads((out / "d.json").read_text(encoding="utf-8")) == [made]
+    read = pq.read_table(out / "e.parquet")
+    assert (
+        read.to_pylist() == [{"n": 1, "text": "[EMAIL]", "tags": ["x", "[PHONE]"]}]
+        and read.schema == columns.schema
+    )
+    assert report.counts["found"] == 8 and report.counts["files"] == 5
+    assert (report.counts["texts"], report.counts["changed"]) == (13, 8)
+    assert report.extra["found"][str(table)] == {"phone": 1} and "joe" not in repr(report)
+
+
+def test_numbers_names_of_fields_and_tables_without_a_head(tmp_path: Path) -> None:
+    row = put(tmp_path / "a.jsonl", '{"phone": 4155550123, "count": 4155550123, "joe@example.com": true}\n')
+    made = json.loads(redact(row, redact={"policy": "label"}).text)
+    assert made == {"phone": "[PHONE]", "count": 4155550123, "[EMAIL]": True}
+    two = put(tmp_path / "b.jsonl", '{"joe@example.com": 1, "ann@example.com": 2}\n')
+    with pytest.raises(DataError, match="become the same: take --policy pseudonym"):
+        redact(two)
+    bare = put(tmp_path / "c.csv", "joe@example.com,1\nann@example.com,2\n")
+    assert redact(bare, redact={"policy": "label"}).text == "[EMAIL],1\n[EMAIL],2\n"
+
+
+def test_fields_alone(tmp_path: Path) -> None:
+    rows = put(tmp_path / "a.jsonl", '{"text": "joe@example.com", "by": "joe@example.com"}\n')
+    assert json.loads(redact(rows, field=["by"]).text) == {"text": "joe@example.com", "by": "***@*******.***"}
+    table = put(tmp_path / "a.csv", "a,b\njoe@example.com,joe@example.com\n")
+    assert redact(table, field=["b"]).text == "a,b\njoe@example.com,***@*******.***\n"
+    with pytest.raises(DataError, match="no column 'c': it has a, b"):
+        redact(table, field=["c"])
+
+
+def test_pseudonyms_are_the_same_across_files_and_runs(tmp_path: Path) -> None:
+    file, key = put(tmp_path / "a.txt", "joe@example.com\n"), tmp_path / "key"
+    given: Any = {"policy": "pseudonym", "key_file": key, "make_key": True}
+    one = redact(file, redact=given)
+    assert one.text == redact(file, redact=given).text != file.read_text(encoding="utf-8")
+    assert key.read_text(encoding="utf-8").strip() not in repr(one)
+
+
+def test_what_cannot_be_done_is_said_and_nothing_is_lost(tmp_path: Path) -> None:
+    text = put(tmp_path / "a.txt", "x")
+    for wrong, given, said in (
+        ([tmp_path / "no"], {}, "is no file"),
+        ([text, put(tmp_path / "b.txt", "y")], {}, "say where to write"),
+        ([text], {"out": text}, "exists: choose another --out"),
+        ([text], {"redact": {"key_env": "K"}}, "a key is for pseudonyms"),
+        ([text], {"redact": {"policy": "pseudonym"}}, "--key-file"),
+        ([text], {"redact": {"names": "presidio"}}, "say which spaCy pipeline"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            redact(*wrong, **given)
+    assert text.read_text(encoding="utf-8") == "x"
+    for name, content, said in (
+        ("a.jsonl", b'{"a": 1}\n{', "line 2 cannot be read as JSON"),
+        ("a.gz", b"\x1f\x8b\x08", "is not text in UTF-8"),
+        ("a.parquet", b"PAR0", "cannot be read as Parquet"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match=said):
+            redact(tmp_path / name, out=tmp_path / "out")
+        assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*part"))
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = put(tmp_path / "a.txt", "joe@example.com\n")
+    assert command(["privacy", "redact", str(file), "--policy", "label", "--json", "--quiet"]) == 0
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (
+        said["text"] == "[EMAIL]\n"
+        and said["found"] == {str(file): {"email": 1}}
+        and said["counts"]["found"] == 1
+    )
+    assert command(["privacy", "redact", str(file)]) == 0
+    out, err = capsys.readouterr()
+    assert out == "***@*******.***\n" and "1 found in 1 of 1 texts" in err
