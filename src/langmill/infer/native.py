@@ -22,6 +22,7 @@ from langmill.model.transformer import Stack, Transformer
 
 Ids = NDArray[np.int64]
 GROUP, LANES = 32, 16
+BLOCK = 64 << 20  # bytes of packed matrices that stand together
 FLOAT, INT8, INT4, INT4_LOWS = range(4)
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu")
 
@@ -110,6 +111,7 @@ class NativeRunner:
         self._lib = _bound()
         self._kept: list[object] = []  # what the library points into lives as long as this
         self._release = release
+        self._next = self._left = 0  # of the block that matrices are packed into
         stack, c = model.main, model.config.main
         self.width = -(-c.dim // GROUP) * GROUP
         self._layers = (_Layer * c.layers)(*(self._layer(stack, number) for number in range(c.layers)))
@@ -209,9 +211,7 @@ class NativeRunner:
             codes = F.pad(codes, (0, inputs - codes.shape[1]))
         held = [None if part is None else part.detach().cpu().contiguous() for part in (codes, steps, lows)]
         outputs = len(codes)
-        data = np.empty(self._lib.packed_bytes(kind, inputs, outputs) + 64, dtype=np.uint8)
-        place = data.ctypes.data + (-data.ctypes.data) % 64
-        self._kept.append(data)
+        place = self._room(self._lib.packed_bytes(kind, inputs, outputs))
         self._lib.pack(
             kind, inputs, outputs, *(None if part is None else part.data_ptr() for part in held), place
         )
@@ -221,6 +221,18 @@ class NativeRunner:
             for part in (*layer.parameters(), *layer.buffers()):
                 part.data = part.data.new_empty(0)
         return made
+
+    def _room(self, size: int) -> int:
+        """Where so many bytes may stand. All matrices share large blocks, for which NumPy asks huge pages: with small
+        ones a token spends most of its time on finding 40,000 pages."""
+        size += -size % 64
+        if size > self._left:
+            block = np.empty(max(size, BLOCK) + 64, dtype=np.uint8)
+            self._kept.append(block)
+            self._next, self._left = block.ctypes.data + -block.ctypes.data % 64, len(block) - 64
+        place = self._next
+        self._next, self._left = place + size, self._left - size
+        return place
 
     def _norm(self, norm: nn.Module | None) -> _Norm:
         if norm is None:
