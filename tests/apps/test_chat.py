@@ -4,6 +4,7 @@ import io
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -302,9 +303,14 @@ def test_at_a_terminal_ctrl_c_stops_the_answer_and_ctrl_d_leaves(
     endless = make(tmp_path / "endless", template, 1 << 20)
     command = [sys.executable, "-m", "langmill", "chat", endless, "--temperature", "0", "--device", "cpu"]
     master, slave = os.openpty()
+
+    def at_terminal() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a suite that runs in the background ignores it
+        os.login_tty(slave)
+
     process = subprocess.Popen(
         [*command, "--max-new-tokens", "100000"], stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
-        preexec_fn=lambda: os.login_tty(slave), env={**os.environ, "TERM": "dumb"},
+        preexec_fn=at_terminal, env={**os.environ, "TERM": "dumb"},
     )  # fmt: skip
     os.close(slave)
     seen = b""
