@@ -4,7 +4,8 @@
     scripts/bench labels topic     20 newsgroups, the published train and test: accuracy
     scripts/bench labels sentiment Chinese reviews, 5 folds: accuracy (--model: one pretrained on Chinese)
 
-    [--folds N] [--rows N] [--epochs 2] [--length 256] [--long window] [--model FOLDER] [--threads 2] [--keep FOLDER]
+    [--folds N] [--rows N] [--epochs 2] [--length 256] [--long window] [--dropout 0.1] [--model FOLDER]
+    [--threads 2] [--keep FOLDER]
 
 The model (MiniLM, asset `minilm`, unless --model names another) is fine-tuned by `langmill finetune`, which chooses its
 checkpoint on a tenth of the training texts; it learns from the first tokens of each text and reads test texts whole,
@@ -112,7 +113,7 @@ def taught(
     write_rows(scratch / "train.jsonl", ({"text": row["text"], "label": row["label"]} for row in train))
     words = [
         f"num_train_epochs={options.epochs}", f"tasks.length={options.length}", f"threads={options.threads}",
-        "holdout=0.1", "compile=false", "tasks.long_texts=truncate", *more,
+        "holdout=0.1", "compile=false", "tasks.long_texts=truncate", f"dropout={options.dropout}", *more,
     ]  # fmt: skip
     given = {"model": start, "task": "classify", "data": [str(scratch / "train.jsonl")], "out": out}
     return finetune.run(configure(FinetuneSettings, None, words, **given), quiet=False).figures
@@ -175,6 +176,7 @@ def main() -> int:
     parser.add_argument("--epochs", type=float, default=2)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--long", choices=("window", "truncate"), default="window")
+    parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--model")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--keep", type=Path)

@@ -103,8 +103,9 @@ def main() -> None:
         for name, start in starts(given, train, test, folder).items():
             runs = Path(tempfile.mkdtemp(dir=folder))
             for rate in given.rates:
-                more = (f"learning_rate={rate}", f"dropout={given.dropout}")
-                figures = labels.taught(given, str(start), train, runs / str(rate), runs, *more)
+                figures = labels.taught(
+                    given, str(start), train, runs / str(rate), runs, f"learning_rate={rate}"
+                )
                 chosen.setdefault(name, {})[str(rate)] = float(str(figures["macro_f1"]))
             best = runs / max(chosen[name], key=lambda rate: chosen[name][rate])
             said[name] = np.array(labels.said_by(best, test, runs))

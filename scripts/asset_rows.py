@@ -15,6 +15,7 @@ import asset_mail
 import asset_pairs
 
 Row = dict[str, Any]
+UNANSWERABLE = "unknown"
 
 
 def _rows(path: Path, texts: Iterable[str]) -> None:
@@ -189,7 +190,10 @@ def _questions(unpacked: Path, out: Path) -> None:
 
 
 def _spans(sets: Mapping[str, Iterable[Row]]) -> Iterator[Row]:
-    """Rows whose answer stands in the passage word for word; of several places, the one near words of the question."""
+    """Rows whose answer stands in the passage word for word; of several places, the one near words of the question.
+
+    DisflQA says "unknown" where the passage holds no answer: those rows have none.
+    """
     passages: dict[str, int] = {}
     seen = set()
     for name, rows in sets.items():
@@ -197,7 +201,7 @@ def _spans(sets: Mapping[str, Iterable[Row]]) -> Iterator[Row]:
             passage, question, given = row["passage"], row["question"].strip(), row["answer"]
             answers = [_span(passage, question, a) for a in ([given] if isinstance(given, str) else given)]
             found = list(dict.fromkeys(a for a in answers if a))
-            if found and (passage, question) not in seen:
+            if (found or given == UNANSWERABLE) and (passage, question) not in seen:
                 seen.add((passage, question))
                 group = passages.setdefault(passage, len(passages))
                 yield {

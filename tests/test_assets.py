@@ -123,6 +123,7 @@ def test_spans_and_choices(script: Any, tmp_path: Path) -> None:
         },
         {"passage": passage, "question": "Which colour keeps Bob?", "answer": "red"},
         {"passage": passage, "question": "Who keeps a cat?", "answer": "An"},
+        {"passage": passage, "question": "Who keeps no cat?", "answer": "unknown"},
     ]
     choice = {"question": "Two?", "options": "\nA. one\nB. 2.5\nC. two", "answer": "C. two"}
     for name in ("CommonsenseQA/validation", "PIQA/validation", "OpenBookQA/test", "SIQA/test", "MMLU/test"):
@@ -133,12 +134,13 @@ def test_spans_and_choices(script: Any, tmp_path: Path) -> None:
     yes = {"question": "q", "passage": "p", "label": True}
     put(data / "BoolQ/combined.jsonl", "\n".join(map(json.dumps, [yes, {"question": "q", "passage": "p"}])))
     script("asset_rows").CONVERT["questions"](tmp_path, tmp_path)
-    first, second = rows_of(tmp_path / "squad.jsonl")
+    first, second, third = rows_of(tmp_path / "squad.jsonl")
     assert (
         first["answers"] == {"text": ["a Red dog"], "answer_start": [place]}
         and first["group"] == second["group"]
     )
     assert second["answers"] == {"text": ["Red"], "answer_start": [place + 2]}
+    assert third["answers"] == {"text": [], "answer_start": []}
     assert rows_of(tmp_path / "mmlu.jsonl") == [
         {"question": "Two?", "choices": ["one", "2.5", "two"], "answer": 2}
     ]

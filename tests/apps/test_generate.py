@@ -13,6 +13,7 @@ from langmill.infer import running
 from langmill.model.config import LSTMConfig
 from langmill.model.recurrent import LSTM
 from langmill.text.chat import chat_ids
+from langmill.text.infill import SPELT, gap_ids
 from langmill.text.tokenizer import Tokenizer
 
 LENGTH = 64
@@ -235,3 +236,17 @@ def test_errors_say_what_to_do(folder, tmp_path):
     folders.save(model, None, tmp_path / "bare")
     with pytest.raises(ModelError, match="no tokenizer.json"):
         results(str(tmp_path / "bare"), "a")
+
+
+def test_a_gap_is_asked_for_by_the_marks_of_the_models_that_know_gaps(folder):
+    with pytest.raises(ModelError, match="pretrained with objective=infill"):
+        results(folder, "The quick", suffix="fox")
+    with pytest.raises(UsageError, match="leave --chat out"):
+        results(folder, "The quick", suffix="fox", chat=True)
+    for names in SPELT:
+        tokenizer = Tokenizer.train(["The quick brown fox"] * 9, 300, specials=names)
+        before, after = tokenizer.encode("The quick "), tokenizer.encode(f" fox {names[0]}")
+        prefix, suffix, middle = (tokenizer.vocab[name] for name in names)
+        asked = gap_ids(tokenizer, "The quick ", f" fox {names[0]}")
+        assert asked == [tokenizer.start_id, prefix, *before, suffix, *after, middle]
+        assert prefix not in after

@@ -25,6 +25,7 @@ from langmill.infer.sampling import Sampling
 from langmill.infer.scheduler import Propose
 from langmill.model.config import ModelConfig
 from langmill.text.chat import chat_ids
+from langmill.text.infill import gap_ids
 from langmill.text.tokenizer import Tokenizer
 
 LOOKUP = 4  # tokens guessed ahead: texts that repeat nothing take 2 % longer, and many side by side 8 %
@@ -52,6 +53,8 @@ def run(settings: GenerateSettings, *, quiet: bool = False) -> Report:
     """
     if settings.system is not None and not settings.chat:
         raise UsageError("--system is a message of a chat: add --chat")
+    if settings.suffix is not None and settings.chat:
+        raise UsageError("--suffix is what follows a gap in a text, and a chat has none: leave --chat out")
     check_alone(settings)
     prompts = read_prompts(settings)
     sampling = sampling_of(settings)
@@ -236,10 +239,16 @@ def _prompt_ids(tokenizer: Tokenizer, prompt: Prompt, settings: GenerateSettings
     if isinstance(prompt, ChatRow):
         if settings.system is not None:
             raise UsageError(f"{prompt.where} is a chat as it stands: --system is for prompts that are text")
+        if settings.suffix is not None:
+            raise UsageError(
+                f"{prompt.where} is a chat, which has no gap: --suffix is for prompts that are text"
+            )
         try:
             return chat_ids(tokenizer, prompt.messages, add_generation_prompt=True, tools=prompt.tools)
         except DataError as error:
             raise DataError(f"{prompt.where}: {error}") from None
+    if settings.suffix is not None:
+        return gap_ids(tokenizer, prompt, settings.suffix)
     if not settings.chat:
         return tokenizer.prompt_ids(prompt)
     system = [] if settings.system is None else [{"role": "system", "content": settings.system}]

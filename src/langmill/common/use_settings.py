@@ -47,6 +47,10 @@ class GenerateSettings(WriteSettings):
         None, description='prompts: JSONL rows {"prompt"}, {"text"} or {"messages"}, else one a line'
     )
     chat: bool = Field(False, description="render each prompt as one user turn through the chat template")
+    suffix: str | None = Field(
+        None,
+        description="what follows the gap that is to be filled (models pretrained with objective=infill)",
+    )
     json_schema: str | None = Field(
         None, description="write JSON that this schema allows: a file, or the schema itself; {}: any JSON"
     )
