@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _figures import write_rows
+from _figures import read_rows, write_rows
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -50,18 +50,14 @@ STRENGTHS = (1.0, 10.0, 100.0, 1000.0)
 FILES = {"spam": ("spam", "spam.jsonl"), "sentiment": ("reviews", "reviews.jsonl")}
 
 
-def read(path: Path) -> Rows:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 def splits(task: str, folds: int, most: int | None) -> list[tuple[Rows, Rows]]:
     """(training, test) rows; a group of near-duplicates stands on one side."""
     if task == "topic":
         folder = assets.fetch("newsgroups")
-        pair = (read(folder / "train.jsonl"), read(folder / "test.jsonl"))
+        pair = (read_rows(folder / "train.jsonl"), read_rows(folder / "test.jsonl"))
         return [tuple(rows[:: max(1, len(rows) // most)] if most else rows for rows in pair)]  # type: ignore[list-item]
     name, file = FILES[task]
-    rows = read(assets.fetch(name) / file)
+    rows = read_rows(assets.fetch(name) / file)
     rows = rows[:: max(1, len(rows) // most)] if most else rows
     groups = [row.get("group", place) for place, row in enumerate(rows)]
     fold = {

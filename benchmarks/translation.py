@@ -19,7 +19,6 @@ import argparse
 import json
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,7 +30,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 import assets
-from _figures import spread, write_rows
+from _figures import said, spread, write_rows
 from finetune import peers
 
 from langmill.apps.translate import search
@@ -164,12 +163,6 @@ def theirs(given: argparse.Namespace, model: Path, pairs: Path, *words: object) 
 def taught(given: argparse.Namespace, scratch: Path, dtype: str, *words: object) -> dict[str, Any]:
     steps = ("--steps", given.steps, "--batch", given.batch, "--rate", given.rate, "--dtype", dtype)
     return theirs(given, scratch / "start", scratch / "train.ids.jsonl", *steps, *words)
-
-
-def said(command: list[Any]) -> dict[str, Any]:
-    done = subprocess.run([*map(str, command)], stdout=subprocess.PIPE, check=True, text=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
 
 
 def rate(run: dict[str, Any]) -> float:

@@ -12,6 +12,9 @@ import transformers
 from langmill.common.errors import ModelError, UsageError
 from langmill.families import family, folder
 from langmill.infer.beam import beam_search
+from langmill.model.init import init_
+from langmill.model.transformer import Transformer
+from langmill.text.tokenizer import Tokenizer
 
 SHAPES = {name: shape for kind in ("bart", "t5") for name, shape in family(kind, "test").TINY.items()}
 SOURCES = [[5, 6, 7, 8, 9, 10], [40, 41], [90, 80, 70, 60, 50, 40, 30, 20, 10, 3, 4, 5]]
@@ -98,3 +101,27 @@ def test_bad_input_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="has no tokens|reads 1 to 64"):
         beam_search(ours, [[]], stops=STOPS)
     assert beam_search(ours, [], stops=STOPS) == []
+
+
+@pytest.mark.parametrize("name", ["marian", "t5"])
+def test_a_folder_of_ours_says_how_its_decoder_begins(name: str, tmp_path: Path) -> None:
+    """transformers begins with bos where generation_config.json does not say."""
+    tokenizer = Tokenizer.train(["The quick brown fox jumps over the lazy dog."] * 9, 300)
+    kind = family(name, "the test")
+    theirs = {**kind.TINY[name], "vocab_size": 320, "pad_token_id": tokenizer.pad_id}
+    theirs |= {
+        "decoder_start_token_id": tokenizer.pad_id,
+        "num_decoder_layers": 2,
+    }  # theirs caches no other number
+    model = Transformer(kind.config(theirs))
+    init_(model, 0)
+    folder.save(model, tokenizer, tmp_path / "m")
+    source = torch.tensor([[5, 9, 17, 40]])
+    read = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "m").eval()
+    assert (
+        read.generation_config.decoder_start_token_id
+        == tokenizer.pad_id
+        != read.generation_config.bos_token_id
+    )
+    out = read.generate(source, num_beams=2, max_new_tokens=6, do_sample=False)
+    assert out[0, 0] == tokenizer.pad_id

@@ -28,6 +28,7 @@ from langmill.text.tokenizer import Tokenizer
 Model = Transformer | LSTM
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9
+STARTS = ("decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id")
 
 
 def load(
@@ -173,7 +174,9 @@ def save(
         _json(fresh / "config.json", theirs)
         if tokenizer is not None:
             tokenizer.save(fresh)
-            _json(fresh / "generation_config.json", _special_ids(tokenizer))
+            # transformers begins a decoder with bos where this file does not say otherwise
+            starts = {name: theirs[name] for name in STARTS if theirs.get(name) is not None}
+            _json(fresh / "generation_config.json", _special_ids(tokenizer) | starts)
         if lineage is not None:
             write_json(fresh / "lineage.json", lineage, "lineage", 1)
         if card is not None:
