@@ -41,3 +41,19 @@ setup() { # setup EXTRAS: install Langmill and its extras ("" for the core), onc
     }
     echo "$state" >"$stamp"
 }
+
+browser() { # for the tests of the chat page: Debian's Chromium, or Playwright's own where there is no apt
+    local name
+    for name in chromium chromium-browser google-chrome; do
+        command -v "$name" >/dev/null && return 0
+    done
+    echo "installing Chromium for the tests of the chat page" >&2
+    if command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
+        apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-noto-cjk >/dev/null
+    else
+        "$VENV/bin/python" -m playwright install chromium
+    fi || {
+        echo "the tests of the chat page need a browser: install Chromium" >&2
+        exit 1
+    }
+}

@@ -156,11 +156,27 @@ def test_every_command_of_the_readme_runs(
     }
     monkeypatch.setattr("sys.stdin", io.StringIO("Boat 1?\n"))  # what `chat` is told
     for words in found:
-        assert cli.run(shortened(words)) == 0, (words, capfd.readouterr().err)
+        if words[0] == "serve":
+            serve(words)
+        else:
+            assert cli.run(shortened(words)) == 0, (words, capfd.readouterr().err)
     for block in blocks(README, "python") + blocks(CHINESE, "python"):
         subprocess.run([sys.executable, "-c", block], cwd=place, check=True, capture_output=True, timeout=300)
         assert (place / "copy" / "config.json").is_file()
         (place / "copy").rename(place / f"copy-{len(list(place.iterdir()))}")
+
+
+def serve(words: list[str]) -> None:
+    """Start a server as the page has it, on a free port, and stop it once it answers."""
+    command = [sys.executable, "-m", "langmill", *words, "--port", "0", "--history", "off"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        said = []
+        for line in process.stderr:
+            said.append(line)
+            if "answers at http://127.0.0.1:" in line:
+                process.terminate()
+        assert process.wait() == 0, said
 
 
 def test_both_readmes_print_the_same_commands() -> None:

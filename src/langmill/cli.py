@@ -92,6 +92,9 @@ COMMANDS = (
         "similar", "apps.embed", "The texts that are nearest to a query.", "SimilarSettings",
         ("model", "query", "text"), "similar",
     ),
+    Command(
+        "serve", "serve.run", "Models behind HTTP: OpenAI's routes and a chat page.", "ServeSettings", ("model",)
+    ),
     Command("evaluate", "jobs.evaluate", "Score a model on text or rows.", "EvaluateSettings", ("model",)),
     Command(
         "privacy redact", "jobs.redact", "Files without personal details and secrets.", "RedactSettings", ("file",)

@@ -44,7 +44,7 @@ def test_every_kind_of_file_gives_the_same_texts(kind: str, tmp_path: Path) -> N
         pyarrow.parquet.write_table(pyarrow.table({"n": [0, 1, 2], "body": TEXTS}), path)
     else:
         path.write_text("\n".join(TEXTS), encoding="utf-8")
-    found = list(rows(asked(file=path, field="body")))
+    found = list(rows(asked(file=path, field="body"), Counter()))
     assert [row.text for row in found] == TEXTS
     if kind != "txt":
         assert [int(row.fields["n"]) for row in found] == [0, 1, 2]
@@ -52,9 +52,9 @@ def test_every_kind_of_file_gives_the_same_texts(kind: str, tmp_path: Path) -> N
 
 def test_standard_input_is_lines_or_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO('{"text": "one"}\n{"text": "two", "id": 7}\n'))
-    assert [(row.text, row.fields) for row in rows(asked())] == [("one", {}), ("two", {"id": 7})]
+    assert [(row.text, row.fields) for row in rows(asked(), Counter())] == [("one", {}), ("two", {"id": 7})]
     monkeypatch.setattr("sys.stdin", io.StringIO("{not json\nplain\n"))
-    assert [row.text for row in rows(asked())] == ["{not json", "plain"]
+    assert [row.text for row in rows(asked(), Counter())] == ["{not json", "plain"]
 
 
 @pytest.mark.parametrize(
@@ -68,15 +68,38 @@ def test_standard_input_is_lines_or_rows(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_row_that_is_no_text_is_named(content: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text(content)
     with pytest.raises(DataError, match=message):
-        list(rows(asked(file=tmp_path / "rows.jsonl")))
+        list(rows(asked(file=tmp_path / "rows.jsonl"), Counter()))
 
 
 def test_what_is_not_utf8_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "old.txt").write_bytes(b"caf\xe9\n")
-    with pytest.raises(DataError, match="is not UTF-8"):
-        list(rows(asked(file=tmp_path / "old.txt")))
+    (tmp_path / "old.txt").write_bytes("été\n".encode() * 9000 + b"caf\xe9\n")
+    with pytest.raises(DataError, match=r"is not UTF-8 \(line 9001, byte 4\): convert it first"):
+        list(rows(asked(file=tmp_path / "old.txt"), Counter()))
     with pytest.raises(UsageError, match="is no file"):
-        list(rows(asked(file=tmp_path / "none.txt")))
+        list(rows(asked(file=tmp_path / "none.txt"), Counter()))
+
+
+def test_lines_without_text_are_counted_or_kept(tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_text("one\n\n  \ntwo\n")
+    counted = Counter[str]()
+    assert [row.text for row in rows(asked(file=tmp_path / "lines.txt"), counted)] == ["one", "two"]
+    assert counted == {"empty lines left out": 2}
+    kept = rows(asked(file=tmp_path / "lines.txt"), counted, blank=True)
+    assert [row.text for row in kept] == ["one", "", "  ", "two"]
+    (tmp_path / "rows.jsonl").write_text('{"text": "one"}\n\n{"text": "two"}\n')
+    assert len(list(rows(asked(file=tmp_path / "rows.jsonl"), counted, blank=True))) == 2
+    assert counted == {"empty lines left out": 2}
+
+
+def test_results_are_not_called_what_they_are_not(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"would hold JSON lines: give --out a name that ends with .jsonl"):
+        each(
+            asked(text=["a"], out=tmp_path / "out.csv"),
+            lambda batch, counted: iter(()),
+            quiet=True,
+            as_json=False,
+        )
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_failure_leaves_no_half_written_file(tmp_path: Path) -> None:

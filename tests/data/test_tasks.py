@@ -184,8 +184,9 @@ def test_tags_from_rows_and_word_files(tmp_path: Path) -> None:
     )
     for name in ("b.conll", "b.txt", "b.tsv", "b.bio.gz"):
         found, dropped = read(read_words, write(tmp_path, name, conll))
-        assert [row.tags for row in found] == [("B-PER", "I-PER", "O"), ("B-LOC", "O")]
-        assert tagged(found[0])[2] == ("#", "O") and tagged(found[1])[1] == ("x y", "O")
+        assert [row.tags for row in found] == [("B-PER", "I-PER", "O"), ("B-LOC", "I-LOC", "O", "O")]
+        assert tagged(found[0])[2] == ("#", "O") and tagged(found[1])[2:] == [("x", "O"), ("y", "O")]
+        assert [row.cut for row in found] == [0, 2]
         assert dropped == {"a line without a tag": 1} and found[1].where.endswith(":11")
     found, dropped = read(read_words, write(tmp_path, "c.conll", b"a\tO\n\ncaf\xe9\tO\nb\tO\n"))
     assert len(found) == 1 and dropped == {"not UTF-8": 1}

@@ -82,7 +82,8 @@ def alone(request: Request, length: int = LENGTH) -> tuple[list[int], str]:
     while True:
         seen = torch.zeros(1, VOCAB, dtype=torch.bool)
         seen[0, [*request.prompt, *written]] = True
-        id = int(sample(scores(ids)[None], request.sampling, seen, numbers))
+        counts = torch.bincount(torch.tensor(written, dtype=torch.long), minlength=VOCAB)[None]
+        id = int(sample(scores(ids)[None], request.sampling, seen, numbers, counts))
         ids.append(id)
         written.append(id)
         if id in (request.stop_ids or ()):
@@ -115,6 +116,7 @@ def gather(joined: dict[int, Event], events: Sequence[Event]) -> None:
         one.ids += event.ids
         one.text += event.text
         one.likely += event.likely
+        one.prompt += event.prompt
         one.finish, one.reason, one.cached = event.finish, event.reason, event.cached
         one.vector = event.vector
 
@@ -141,6 +143,9 @@ class TrueGuesses:
             found.append(guess)
         return found
 
+    def took(self, tokens: int, seconds: float) -> None:
+        pass
+
     def leave(self, slot: int) -> None:
         pass
 
@@ -159,3 +164,9 @@ def check(asked: dict[int, Request], found: dict[int, Event], cancelled: set[int
             assert ("no such token" if broken == RAISES else "not finite") in str(event.reason)
         else:
             assert (event.ids, event.finish) == alone(one)
+        if event.ids:
+            behind = range(1, len(one.prompt) * one.scored)
+            logs = [scores([-1, *one.prompt[:n]]).log_softmax(-1) for n in behind]
+            assert [(likely.log, len(likely.top)) for likely in event.prompt] == [
+                (float(own[one.prompt[n]]), one.logprobs) for n, own in zip(behind, logs, strict=True)
+            ]

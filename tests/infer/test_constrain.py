@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import random
 import re
 import sys
 import zlib
@@ -23,7 +24,7 @@ from langmill.common.errors import MissingExtra, ModelError, UsageError
 from langmill.infer.constrain import Grammars
 from langmill.infer.engine import CUT, Engine
 from langmill.infer.request import Constraint, Event, Request
-from langmill.infer.sampling import Sampling
+from langmill.infer.sampling import Sampling, allowed
 from langmill.infer.speculative import PromptLookup
 from langmill.text.tokenizer import Tokenizer
 
@@ -200,6 +201,26 @@ def test_guesses_change_nothing() -> None:
             assert [[one.log for one in event.likely] for event in events[1:]] == [
                 [one.log for one in events[0].likely]
             ] * 2
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+@given(made=schemas(), seed=st.integers(0, 99))
+@settings(deadline=None, max_examples=25)
+def test_ids_that_are_asked_for_alone_are_those_of_the_mask(
+    kind: str, made: tuple[Any, Any], seed: int
+) -> None:
+    at, numbers, own = grammars(kind).json_schema(made[0]), random.Random(seed), tokenizer(kind)
+    for _ in range(20):
+        mask = allowed(at.mask(), own.vocab_size + 3)
+        ids = [id for id in range(len(mask)) if id not in own.stop_ids]
+        assert [at.allows(id) for id in ids] == mask[ids].tolist()
+        if at.done or not mask[ids].any():
+            break
+        at.accept(numbers.choice([id for id in ids if mask[id]]))
+    asked, masked = grammars(kind).json_schema(made[0]), grammars(kind).json_schema(made[0])
+    masked.allows = lambda id: False  # type: ignore[method-assign]
+    events = [write(one, 60, seed, kind, temperature=0.0) for one in (asked, masked)]
+    assert events[0].ids == events[1].ids and events[0].reason == events[1].reason
 
 
 def test_a_dead_end_ends_its_request_alone() -> None:

@@ -33,7 +33,8 @@ from langmill.infer.request import Event, Request
 SAMPLED = {"temperature": 1.0, "top_p": 0.9}
 WAYS: list[dict[str, Any]] = [
     {}, SAMPLED, {"temperature": 2.0, "top_k": 9, "seed": 3}, {"repetition_penalty": 1.4},
-    {"temperature": 0.7, "min_p": 0.05, "repetition_penalty": 0.8},
+    {"temperature": 0.7, "min_p": 0.05, "repetition_penalty": 0.8}, {"frequency_penalty": 0.7, "logit_bias": {5: 2.0}},
+    {"temperature": 0.5, "presence_penalty": 1.5},
 ]  # fmt: skip
 
 
@@ -43,10 +44,10 @@ PROMPT = st.builds(
     st.lists(st.integers(0, 9) | st.sampled_from([0, 1, 2, RAISES, BROKEN]), min_size=1, max_size=8),
 )
 REQUEST = st.builds(
-    lambda prompt, way, new, priority, choice: request(
-        prompt, max_new_tokens=new, priority=priority, choice=choice, **way
+    lambda prompt, way, new, priority, choice, scored: request(
+        prompt, max_new_tokens=new, priority=priority, choice=choice, scored=scored, logprobs=2, **way
     ),
-    PROMPT, st.sampled_from(WAYS), st.integers(1, 30), st.integers(0, 2), st.integers(0, 1),
+    PROMPT, st.sampled_from(WAYS), st.integers(1, 30), st.integers(0, 2), st.integers(0, 1), st.booleans(),
 )  # fmt: skip
 
 
@@ -253,6 +254,10 @@ class Steps:
         return self.at == len(self.allowed)
 
     whole = done
+
+    def allows(self, id: int) -> bool:
+        ids = self.allowed[self.at]
+        return ids is None or id in ids
 
     def steer(self, id: int, left: int) -> int:
         return id

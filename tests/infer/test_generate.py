@@ -98,7 +98,7 @@ def test_greedy_equals_transformers(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["llama", "lstm"])
-@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.0, "top_p": 0.95}, {"repetition_penalty": 1.5}])
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.0, "top_p": 0.95}, {"frequency_penalty": 1.5}])
 def test_a_batch_of_unequal_prompts_equals_one_by_one(kind, sampling):
     free, _ = ids_of(ours(kind), PROMPTS, max_new_tokens=20, **sampling)
     stops = frozenset({free[0][3], free[2][7]})  # so that rows leave the batch at different steps

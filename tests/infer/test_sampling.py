@@ -12,6 +12,7 @@ from transformers.generation import logits_process as theirs
 from langmill.common.errors import ModelError, SettingsError
 from langmill.infer.sampling import (
     Sampling,
+    adjust,
     allowed,
     choose,
     draw,
@@ -146,6 +147,18 @@ def test_a_mask_is_a_bool_or_a_bit_an_id():
         assert torch.equal(allowed(torch.from_numpy(words), vocab), wanted)
 
 
+def test_penalties_count_what_was_written_and_a_bias_is_added():
+    logits, counts = torch.zeros(2, V), torch.zeros(2, V)
+    counts[0, 3], counts[1, 4] = 2, 1
+    adjusted = adjust(
+        logits, counts, Sampling(presence_penalty=0.5, frequency_penalty=0.25, logit_bias={4: 3.0, 0: -1.0})
+    )
+    assert adjusted[0, [0, 3, 4]].tolist() == [-1.0, -1.0, 3.0] and adjusted[1, 4] == 2.25
+    assert adjusted.count_nonzero() == 5 and not logits.any()
+    banned = Sampling(logit_bias={0: -100.0, 1: 9.0})
+    assert sample(logits, banned, None, []).tolist() == [1, 1]
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_logits_that_are_no_numbers_are_an_error(bad, temperature):
@@ -160,6 +173,7 @@ def test_logits_that_are_no_numbers_are_an_error(bad, temperature):
     [
         ("max_new_tokens", 0), ("temperature", -0.1), ("temperature", math.nan), ("top_k", -1), ("top_p", 0.0),
         ("top_p", 1.1), ("min_p", -0.1), ("min_p", 1.5), ("repetition_penalty", 0.0), ("seed", -1), ("stop", ("",)),
+        ("presence_penalty", math.nan), ("frequency_penalty", math.inf), ("logit_bias", {-1: 1.0}),
     ],
 )  # fmt: skip
 def test_a_value_out_of_range_is_named_with_its_range(field, value):

@@ -123,7 +123,7 @@ class Table:
 
     def step(self) -> Pass:
         made = self.scheduler.plan()
-        for live, start, size, wants in made.parts:
+        for live, start, size, wants, _ in made.parts:
             self.slots.held_S[live.slot] = start + size
             if wants:
                 live.written.append(1)
@@ -133,7 +133,7 @@ class Table:
         return made
 
     def read(self) -> list[tuple[int, int, int, int]]:
-        return [(part.live.number, *part[1:]) for part in self.step().parts]
+        return [(part.live.number, *part[1:4]) for part in self.step().parts]
 
 
 def test_the_next_tokens_go_first_and_prompts_in_pieces() -> None:

@@ -20,7 +20,7 @@ from langmill.infer.engine import Engine
 from langmill.infer.request import Request
 from langmill.infer.runner import Ids, Runner, TorchRunner
 from langmill.infer.scheduler import Propose
-from langmill.infer.speculative import Draft, Pace, PromptLookup
+from langmill.infer.speculative import Draft, Pace, Prices, PromptLookup
 from langmill.model.config import Head, ModelConfig, StackConfig, Tokens
 from langmill.model.init import init_
 from langmill.model.transformer import Transformer
@@ -96,6 +96,7 @@ def test_a_real_model_writes_the_same_with_guesses() -> None:
     real = model()
     plain, without = results(TorchRunner(real, 3, 48), None, greedy)
     draft = Draft(TorchRunner(real, 2, 48))  # the third slot is beyond its own
+    draft.took = lambda tokens, seconds: None  # guess, however slow this machine is
     found, engine = results(TorchRunner(real, 3, 48), draft, greedy)
     assert found == plain
     assert engine.counts["guessed right"] == engine.counts["guessed"] > 20
@@ -141,7 +142,7 @@ def test_lookup_takes_the_longest_match_and_of_these_the_latest() -> None:
     assert guess(1, 2, 3, 4, 5, 9, 2, 3, 6, 7, 1, 2, 3) == [4, 5, 9]  # three match first, not the later two
     assert guess(1, 2, 3, 4, 1, 2, 3, 5, 6, 7, 1, 2, 3) == [5, 6, 7]  # the latest
     assert guess(7, 2, 3, 4, 5, 1, 2, 3) == [4, 5, 1]  # two, where three do not
-    assert guess(8, 1, 2, 1, 2, most=4) == [1, 2, 1, 2]  # what goes round goes on
+    assert guess(8, 1, 2, 1, 2, most=3) == [1, 2, 1]  # what goes round goes on
     assert guess(1, 2, 3, 4) == guess(1) == []
 
 
@@ -156,22 +157,39 @@ def test_lookup_learns_as_a_text_grows_and_forgets_with_its_slot() -> None:
 
 
 def test_guesses_that_fail_become_fewer_and_rest_and_are_tried_again() -> None:
-    pace, known, counts = Pace(8), np.zeros(1, np.int64), []
+    pace, known, counts, cheap = Pace(8), np.zeros(1, np.int64), [], (0.85, 0.15)
     for _ in range(40):
-        counts.append(pace.now(known))
+        counts.append(pace.now(known, cheap))
         pace.guessed([1] * counts[-1])
         known = np.append(known, 0)
-    assert counts[0] == 4 and counts[1] == 2 and counts[2:6] == [0] * 4
-    assert 4 < np.count_nonzero(counts) < 10 and np.count_nonzero(counts[20:])
+    assert counts[0] == 3 > counts[1] and 0 in counts[:9]
+    assert np.count_nonzero(counts) < 12 and np.count_nonzero(counts[20:])
     for _ in range(99):  # now they come true
-        size = pace.now(known)
+        size = pace.now(known, cheap)
         pace.guessed([1] * size)
         known = np.append(known, [1] * (size + 1))
     assert size == 8
+    dear = (0.0, 1.0)  # each token costs as much as the first
+    assert pace.now(known, dear) == 0 < pace.now(known, cheap, rows=4)
+
+
+@given(st.floats(0.01, 9), st.floats(0.001, 9), st.lists(st.integers(1, 20), min_size=400, max_size=400))
+@settings(max_examples=20, deadline=None)
+def test_prices_are_learnt_from_the_passes(once: float, each: float, sizes: list[int]) -> None:
+    prices = Prices()
+    assert prices.line() == pytest.approx((0.85, 0.15))
+    for size in [*range(1, 9), *sizes]:
+        prices.took(size, once + size * each)
+    prices.took(512, 99.0)  # a prompt
+    a, b = prices.line()
+    if len({*sizes[-30:]}) > 5:
+        assert a + 8 * b == pytest.approx(once + 8 * each, rel=0.1)
 
 
 def test_a_text_that_repeats_itself_takes_few_passes() -> None:
-    engine = Engine(runner := Circle(1, length=400), propose=PromptLookup())
+    lookup = PromptLookup()
+    lookup.took = lambda tokens, seconds: None  # the runner here is no guide to prices
+    engine = Engine(runner := Circle(1, length=400), propose=lookup)
     number = engine.submit(request([1, 2], max_new_tokens=300, stop_ids=frozenset()))
     event = drain(engine)[number]
     assert len(event.ids) == 300 and len(runner.passes) < 60
@@ -181,7 +199,10 @@ def test_a_text_that_repeats_itself_takes_few_passes() -> None:
 def test_draws_have_the_models_odds() -> None:
     """Chi-squared over the 27 texts of three words; fixed seeds."""
     runner, prompt, draws = Circle(16, length=12), [0, 1, 2, 0, 1, 2, 0], 3000
-    engine = Engine(runner, propose=PromptLookup(4, 2, 1), worth=99)
+    engine = Engine(runner, propose=(lookup := PromptLookup(4, 2, 1)), worth=99)
+    for size in range(1, 65):  # a runner for which guesses cost next to nothing
+        lookup.took(size, 1 + 0.001 * size)
+    lookup.took = lambda tokens, seconds: None
     for seed in range(draws):
         engine.submit(request(prompt, max_new_tokens=3, stop_ids=frozenset(), temperature=1.0, seed=seed))
     seen = Counter(tuple(event.ids) for event in drain(engine).values())

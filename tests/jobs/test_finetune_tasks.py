@@ -285,7 +285,8 @@ def test_tag(places: dict[str, Path], tmp_path: Path) -> None:
     report = taught(places, "tag", tmp_path / "out", "num_train_epochs=8")
     assert report.figures["f1"] > 0.9
     text = "Li Wei went from the old farm to Cairo."
-    (found,) = results(tag.run, "TagSettings", tmp_path / "out", text)
+    nothing, found = results(tag.run, "TagSettings", tmp_path / "out", "", text)
+    assert nothing == {"text": "", "entities": []}
     assert [(e["label"], e["text"]) for e in found["entities"]] == [("PER", "Li Wei"), ("LOC", "Cairo")]
     assert all(text[e["start"] : e["end"]] == e["text"] for e in found["entities"])
 
@@ -309,6 +310,9 @@ def test_translate(places: dict[str, Path], tmp_path: Path) -> None:
     )
     assert found[0]["translation"].count("\n") == 3 and found[0]["translation"].endswith(" \n")
     assert found[1]["translation"] == "blau hund"
+    (tmp_path / "lines.txt").write_text("blue dog\n\nblue dog\n")
+    lines = results(translate.run, "TranslateSettings", tmp_path / "out", file=tmp_path / "lines.txt")
+    assert [line["translation"] for line in lines] == ["blau hund", "", "blau hund"]
 
 
 def test_embed(places: dict[str, Path], tmp_path: Path) -> None:

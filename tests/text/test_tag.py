@@ -14,6 +14,7 @@ from langmill.text.classify import Labels
 from langmill.text.tag import (
     IGNORED,
     Words,
+    as_read,
     best_tags,
     encode_words,
     entities,
@@ -116,6 +117,8 @@ def test_long_texts_follow_the_policy(shaped: dict[str, Tokenizer]) -> None:
     assert best_tags(word_scores(9, [cut], [np.zeros((len(cut.encoded.ids), 5))]), LABELS)[4:] == ["O"] * 5
     with pytest.raises(TooLong, match="text 1 has"):
         encode_words(bert, [text], Limit(5), Counter())
+    with pytest.raises(TooLong, match="b.txt, line 9 has"):
+        encode_words(bert, [text], Limit(5), Counter(), names=["b.txt, line 9"])
     with pytest.raises(DataError, match="no word"):
         encode_words(bert, [Words.split(" ")], Limit(5), Counter())
     roberta = shaped["roberta"]
@@ -132,6 +135,35 @@ def test_what_tags_spell_and_how_they_are_repaired() -> None:
         (0, 2, "P"), (2, 3, "L"), (3, 4, "P"), (4, 6, "L"), (6, 7, "L")]  # fmt: skip
     assert spell("NOUN VERB NOUN O") == [(0, 1, "NOUN"), (1, 2, "VERB"), (2, 3, "NOUN")]
     assert repaired("I-P I-P O B-L I-P E-P".split()) == "B-P I-P O B-L B-P E-P".split()
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["Ada", "U.S.", "O'Brien", "北京", "—"]),
+            st.sampled_from(["O", "B-P", "I-P", "E-P", "S-P", "U-L", "L-L", "I-L"]),
+        ),
+        min_size=1,
+        max_size=9,
+    )
+)
+def test_given_words_are_learnt_as_running_text_gives_them(pairs: list[tuple[str, str]]) -> None:
+    words = Words.joined([word for word, _ in pairs])
+    tags = repaired([tag for _, tag in pairs])
+    read, spread, cut = as_read(words, tags)
+    assert read.text == words.text and read.spans == Words.split(words.text).spans
+    assert cut == sum(word not in ("Ada", "—") for word, _ in pairs)
+    where = lambda own, found: [  # noqa: E731
+        (own.spans[a][0], own.spans[b - 1][1], name) for a, b, name in spans_of(found)
+    ]
+    assert where(read, spread) == where(words, tags)
+
+
+def test_parts_of_a_word_get_its_tag() -> None:
+    given = Words.joined(["U.S.", "U.S.", "don't", "o.k"])
+    assert as_read(given, ["S-L", "B-L", "VERB", "U-X"])[1] == (
+        "B-L I-L I-L E-L B-L I-L I-L I-L VERB VERB VERB B-X I-X L-X".split()
+    )
 
 
 @given(st.lists(st.sampled_from(["O", "B-P", "I-P", "B-L", "I-L"]), max_size=12))

@@ -96,7 +96,12 @@ def test_what_does_not_fit_or_is_nothing_is_refused(shaped: dict[str, Tokenizer]
     assert error.value.reason == "longer than the model reads"
     with pytest.raises(TooLong, match="leaves no room"):
         encode_texts(bert, [(LONG, LONG)], Limit(20, "window"), Counter())
-    assert encode_texts(bert, [""], Limit(20), Counter())[0].ids == [2, 3]
+    counted = Counter[str]()
+    assert encode_texts(bert, ["", "a"], Limit(20), counted)[0].ids == [2, 3] and counted == {
+        "empty texts": 1
+    }
+    with pytest.raises(TooLong, match="b.txt, line 9 has"):
+        encode_texts(bert, ["a", LONG], Limit(20), Counter(), names=["b.txt, line 8", "b.txt, line 9"])
     with pytest.raises(UsageError, match='no policy "split"'):
         Limit(20, "split")
     with pytest.raises(UsageError, match="cannot be"):

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from langmill.apps.classify import limit_of
-from langmill.apps.texts import Result, Row, each
+from langmill.apps.texts import Read, Result, Row, each
 from langmill.common.errors import DataError, ModelError
 from langmill.common.metrics import Report
 from langmill.common.settings import AnswerSettings
@@ -27,6 +27,11 @@ def run(settings: AnswerSettings, *, quiet: bool = False, as_json: bool = False)
     lists --n-best answers. An empty answer says that the text holds none.
     """
     model, tokenizer = ready(settings.model, settings.dtype, settings.device, settings.threads)
+    return each(settings, reader(settings, model, tokenizer), quiet=quiet, as_json=as_json)
+
+
+def reader(settings: AnswerSettings, model: Model, tokenizer: Tokenizer) -> Read:
+    """What answers a batch."""
     check(model, settings.model)
     limit = limit_of(settings, model)
 
@@ -36,7 +41,7 @@ def run(settings: AnswerSettings, *, quiet: bool = False, as_json: bool = False)
         for row, best in zip(batch, found(model, tokenizer, asked, limit, counted, **how), strict=True):
             yield {**row.fields, **best}
 
-    return each(settings, read, quiet=quiet, as_json=as_json)
+    return read
 
 
 def found(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from langmill.apps.texts import Result, Row, each, within
+from langmill.apps.texts import Read, Result, Row, each
 from langmill.common.errors import ModelError
 from langmill.common.metrics import Report
 from langmill.common.settings import ClassifySettings, ReadSettings
@@ -15,34 +15,38 @@ from langmill.infer.ready import ready
 from langmill.model.config import ModelConfig
 from langmill.text.classify import Labels, class_result, class_scores
 from langmill.text.tasks import READS, Limit, Text, encode_texts
+from langmill.text.tokenizer import Tokenizer
 
 
 def run(settings: ClassifySettings, *, quiet: bool = False, as_json: bool = False) -> Report:
     """Results: {"text", "label", "score", "scores"} in the rows' order, other fields of a row kept beside them.
 
-    A model with several labels a text gives "labels"; one that says numbers gives "value". `labels` in the settings
-    asks zero-shot: see apps/zero_shot.py.
+    A model with several labels a text gives a list of them; one that says numbers gives "score" alone. `labels` in the
+    settings asks zero-shot: see apps/zero_shot.py.
     """
     model, tokenizer = ready(settings.model, settings.dtype, settings.device, settings.threads)
+    return each(settings, reader(settings, model, tokenizer), quiet=quiet, as_json=as_json)
+
+
+def reader(settings: ClassifySettings, model: Model, tokenizer: Tokenizer) -> Read:
+    """What classifies a batch, as the model was taught or by the labels of the settings."""
     if settings.labels:
         from langmill.apps.zero_shot import chooser
 
-        choose = chooser(settings, model, tokenizer)
-        return each(settings, choose, quiet=quiet, as_json=as_json)
+        return chooser(settings, model, tokenizer)
     labels = labels_of(model, settings.model)
     limit = limit_of(settings, model)
 
     def read(batch: Sequence[Row], counted: Counter[str]) -> Iterator[Result]:
         texts: list[Text] = [pair_of(row) for row in batch]
-        with within(batch):
-            documents = encode_texts(tokenizer, texts, limit, counted)
+        documents = encode_texts(tokenizer, texts, limit, counted, names=[row.where for row in batch])
         logits = list(document_scores(model, documents))
         numbers, scores_KC = class_scores(logits, [document.number for document in documents], labels.task)
         for number, scores_C in zip(numbers, scores_KC, strict=True):
             row = batch[number]
             yield {"text": row.text, **row.fields, **class_result(scores_C, labels, settings.threshold)}
 
-    return each(settings, read, quiet=quiet, as_json=as_json)
+    return read
 
 
 def labels_of(model: Model, where: str) -> Labels:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from langmill.apps.classify import limit_of
-from langmill.apps.texts import Result, Row, batches, each, fresh, rows, within
+from langmill.apps.texts import Result, Row, batches, each, fresh, rows
 from langmill.common.errors import MissingExtra, ModelError, UsageError
 from langmill.common.metrics import Report
 from langmill.common.progress import track
@@ -48,9 +48,9 @@ def run(settings: EmbedSettings, *, quiet: bool = False, as_json: bool = False) 
         texts, vectors_ND, counted = _all(reader, settings, quiet)
         _write(part, suffix, texts, vectors_ND)
     counts = {"texts": len(texts), "dimensions": vectors_ND.shape[1], **counted}
-    return Report(
-        settings.out, counts, {}, f"{settings.out}: {len(texts):,} vectors of {vectors_ND.shape[1]} numbers"
-    )
+    said = [f"{settings.out}: {len(texts):,} vectors of {vectors_ND.shape[1]} numbers"]
+    said += [f"{number:,} {what}" for what, number in counted.items() if number]
+    return Report(settings.out, counts, {}, ", ".join(said))
 
 
 def similar(settings: SimilarSettings, *, quiet: bool = False, as_json: bool = False) -> Report:
@@ -120,8 +120,8 @@ class Reader:
 
     def vectors(self, batch: Sequence[Row], counted: Counter[str]) -> Iterator[Floats]:
         """The vector of each row; that of a text in several windows is their mean, by their tokens."""
-        with within(batch):
-            documents = encode_texts(self.tokenizer, [row.text for row in batch], self.limit, counted)
+        texts, names = [row.text for row in batch], [row.where for row in batch]
+        documents = encode_texts(self.tokenizer, texts, self.limit, counted, names=names)
         both = zip(documents, self._read(documents), strict=True)
         for _, windows in groupby(both, key=lambda pair: pair[0].number):
             yield self._finished([(len(document.ids), vector) for document, vector in windows])
@@ -162,7 +162,7 @@ def _all(reader: Reader, settings: EmbedSettings, quiet: bool) -> tuple[list[str
     texts: list[str] = []
     vectors: list[Floats] = []
     with track("reading", unit="texts", quiet=quiet) as progress:
-        for batch in batches(rows(settings), settings.batch_size):
+        for batch in batches(rows(settings, counted), settings.batch_size):
             texts += [row.text for row in batch]
             vectors += reader.vectors(batch, counted)
             progress.advance(len(batch))

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
 from langmill.apps.classify import limit_of
-from langmill.apps.texts import Result, Row, each, within
+from langmill.apps.texts import Read, Result, Row, each
 from langmill.common.errors import ModelError
 from langmill.common.metrics import Report
 from langmill.common.settings import TagSettings
@@ -16,27 +16,37 @@ from langmill.infer.ready import ready
 from langmill.model.config import ModelConfig
 from langmill.text.classify import Labels
 from langmill.text.tag import Words, encode_words, entities, word_scores
+from langmill.text.tokenizer import Tokenizer
 
 
 def run(settings: TagSettings, *, quiet: bool = False, as_json: bool = False) -> Report:
     """Results: {"text", "entities": [{"label", "score", "text", "start", "end"}]}, start and end in characters."""
     model, tokenizer = ready(settings.model, settings.dtype, settings.device, settings.threads)
+    return each(settings, reader(settings, model, tokenizer), quiet=quiet, as_json=as_json)
+
+
+def reader(settings: TagSettings, model: Model, tokenizer: Tokenizer) -> Read:
+    """What tags a batch."""
     labels, limit = labels_of(model, settings.model), limit_of(settings, model)
 
     def read(batch: Sequence[Row], counted: Counter[str]) -> Iterator[Result]:
         texts = [Words.split(row.text) for row in batch]
-        with within(batch):
-            windows = encode_words(tokenizer, texts, limit, counted)
+        full = [number for number, words in enumerate(texts) if len(words)]
+        counted["empty texts"] += len(texts) - len(full)  # which hold no entity
+        names = [batch[number].where for number in full]
+        windows = encode_words(tokenizer, [texts[number] for number in full], limit, counted, names=names)
         scores = list(token_scores(model, [window.encoded for window in windows]))
         own = defaultdict(list)
         for window, score in zip(windows, scores, strict=True):
-            own[window.encoded.number].append((window, score))
+            own[full[window.encoded.number]].append((window, score))
         for number, (row, words) in enumerate(zip(batch, texts, strict=True)):
-            parts = own[number]
-            scores_NC = word_scores(len(words), [w for w, _ in parts], [s for _, s in parts])
-            yield {"text": row.text, **row.fields, "entities": entities(words, scores_NC, labels)}
+            spans = []
+            if parts := own[number]:
+                scores_NC = word_scores(len(words), [w for w, _ in parts], [s for _, s in parts])
+                spans = entities(words, scores_NC, labels)
+            yield {"text": row.text, **row.fields, "entities": spans}
 
-    return each(settings, read, quiet=quiet, as_json=as_json)
+    return read
 
 
 def labels_of(model: Model, where: str) -> Labels:

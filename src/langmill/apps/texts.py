@@ -20,6 +20,7 @@ from langmill.common.progress import track
 from langmill.common.settings import ReadSettings
 
 LONGEST_LINE = 64 << 20  # characters: a longer one is no text
+OTHER_FORMS = (".csv", ".tsv", ".parquet", ".npy", ".json", ".xlsx")  # what --out does not write
 Result = dict[str, Any]
 
 
@@ -32,22 +33,29 @@ class Row:
     fields: dict[str, Any]
 
 
-def rows(settings: ReadSettings) -> Iterator[Row]:
+Read = Callable[
+    [Sequence[Row], "Counter[str]"], Iterator[Result]
+]  # a batch; what is to be told of it is counted
+
+
+def rows(settings: ReadSettings, counted: Counter[str], blank: bool = False) -> Iterator[Row]:
     """The texts given as arguments, then the file's, or standard input where there is neither.
 
+    Lines without text are left out of plain lines and `counted`, or with `blank` are texts as the others are.
     UsageError where there is nothing to read, DataError names a row that is no text: nothing is left out silently.
     """
+    drop = None if blank else counted
     for number, text in enumerate(settings.text, 1):
         yield Row(f"text {number}", text, {})
     if settings.file is not None:
-        yield from _file(settings.file, settings.field)
+        yield from _file(settings.file, settings.field, drop)
     elif not settings.text:
         if sys.stdin is None or sys.stdin.isatty():
             raise UsageError("there is no text: give one, or --file FILE, or text on standard input")
-        yield from _lines(sys.stdin, "standard input", settings.field, None)
+        yield from _lines(sys.stdin, "standard input", settings.field, None, drop)
 
 
-def _file(path: Path, field: str) -> Iterator[Row]:
+def _file(path: Path, field: str, drop: Counter[str] | None) -> Iterator[Row]:
     if not path.is_file():
         raise UsageError(f"{path} is no file: --file takes one with texts")
     if path.suffix == ".parquet":
@@ -58,20 +66,36 @@ def _file(path: Path, field: str) -> Iterator[Row]:
             if path.suffix in (".csv", ".tsv"):
                 yield from _table(file, path, field)
             else:
-                yield from _lines(file, str(path), field, path.suffix == ".jsonl")
-        except UnicodeDecodeError as reason:
-            raise DataError(
-                f"{path} is not UTF-8 (byte {reason.start} of a part): convert it first"
-            ) from None
+                yield from _lines(file, str(path), field, path.suffix == ".jsonl", drop)
+        except UnicodeDecodeError:
+            raise DataError(f"{path} is not UTF-8 ({_undecodable(path)}): convert it first") from None
 
 
-def _lines(file: TextIO, name: str, field: str, as_rows: bool | None) -> Iterator[Row]:
-    """JSON rows or plain lines; None: rows where the first line is a JSON object. Empty lines are nothing."""
+def _undecodable(path: Path) -> str:
+    """The first line that cannot be read."""
+    with open(path, "rb") as file:
+        for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as reason:
+                return f"line {number}, byte {reason.start + 1}"
+    return "its end"
+
+
+def _lines(
+    file: TextIO, name: str, field: str, as_rows: bool | None, drop: Counter[str] | None
+) -> Iterator[Row]:
+    """JSON rows or plain lines; None: rows where the first line is a JSON object. Plain lines without text are dropped
+    where there is a counter for them; between rows they are nothing."""
     for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), ""), 1):
         where = f"{name}, line {number}"
         if len(line) == LONGEST_LINE:
             raise DataError(f"{where} is longer than {LONGEST_LINE:,} characters: is it text?")
         if not line.strip():
+            if not as_rows and drop is None:
+                yield Row(where, line.rstrip("\r\n"), {})
+            elif not as_rows and drop is not None:
+                drop["empty lines left out"] += 1
             continue
         if as_rows is None:
             as_rows = line.lstrip().startswith("{") and _object(line) is not None
@@ -126,15 +150,17 @@ def _row(where: str, row: dict[str, Any], field: str) -> Row:
 
 def each(
     settings: ReadSettings,
-    read: Callable[[Sequence[Row], Counter[str]], Iterator[Result]],
+    read: Read,
     *,
     quiet: bool,
     as_json: bool,
     plain: Callable[[Result], str] | None = None,
+    blank: bool = False,
 ) -> Report:
     """`read` every batch of rows and write its results as they come, one JSON object a line, in the rows' order.
 
-    With --json nothing streams: `results` of the report holds them. `plain` writes a result as text instead.
+    With --json nothing streams: `results` of the report holds them. `plain` writes a result as text instead. blank:
+    see `rows`.
     """
     counted: Counter[str] = Counter()
     results: list[Result] = []
@@ -144,7 +170,7 @@ def each(
         progress = stack.enter_context(
             track("reading", unit="texts", quiet=quiet or as_json or out is sys.stdout)
         )
-        for batch in batches(rows(settings), settings.batch_size):
+        for batch in batches(rows(settings, counted, blank), settings.batch_size):
             for result in read(batch, counted):
                 count += 1
                 if as_json and settings.out is None:
@@ -169,6 +195,8 @@ def _out(settings: ReadSettings) -> Iterator[TextIO]:
     if settings.out is None:
         yield sys.stdout
         return
+    if settings.out.suffix in OTHER_FORMS:
+        raise UsageError(f"{settings.out} would hold JSON lines: give --out a name that ends with .jsonl")
     with fresh(settings.out, settings.force) as part, open(part, "w", encoding="utf-8", newline="\n") as file:
         yield file
 

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from langmill.apps.texts import Result, Row, each
+from langmill.apps.texts import Read, Result, Row, each
 from langmill.common.errors import DataError, ModelError
 from langmill.common.metrics import Report
 from langmill.common.settings import TranslateSettings
@@ -28,13 +28,19 @@ def run(settings: TranslateSettings, *, quiet: bool = False, as_json: bool = Fal
     --max-new-tokens is counted as "cut off".
     """
     model, tokenizer = ready(settings.model, settings.dtype, settings.device, settings.threads)
+    read = reader(settings, model, tokenizer)
+    plain = (lambda result: str(result["translation"])) if settings.plain else None
+    return each(settings, read, quiet=quiet, as_json=as_json, plain=plain, blank=True)
+
+
+def reader(settings: TranslateSettings, model: Model, tokenizer: Tokenizer) -> Read:
+    """What translates a batch."""
     network = checked(model, settings.model)
 
     def read(batch: Sequence[Row], counted: Counter[str]) -> Iterator[Result]:
         yield from translate(network, tokenizer, batch, settings, counted)
 
-    plain = (lambda result: str(result["translation"])) if settings.plain else None
-    return each(settings, read, quiet=quiet, as_json=as_json, plain=plain)
+    return read
 
 
 def checked(model: Model, where: str) -> Transformer:

@@ -20,6 +20,7 @@ from langmill.common.prepare_settings import PreparedSettings as PreparedSetting
 from langmill.common.prepare_settings import PrepareSettings as PrepareSettings
 from langmill.common.prepare_settings import WhySettings as WhySettings
 from langmill.common.privacy_settings import RedactSettings as RedactSettings
+from langmill.common.serve_settings import ServeSettings as ServeSettings
 from langmill.common.setting import Count as Count
 from langmill.common.setting import Device as Device
 from langmill.common.setting import SampleBytes as SampleBytes

@@ -35,7 +35,7 @@ from langmill.data.fields import (
 from langmill.data.pipeline import Ledger
 from langmill.data.tables import Rows
 from langmill.text.classify import Label
-from langmill.text.tag import Words, repaired, tags_of
+from langmill.text.tag import Words, as_read, repaired, tags_of
 from langmill.text.tasks import Text
 
 T = TypeVar("T")
@@ -54,13 +54,14 @@ class LabelRow:
 @dataclass(frozen=True, slots=True)
 class WordRow:
     """Words and a tag for each. repaired: tags that were "I-" where an entity begins; widened: spans that did not end
-    with words."""
+    with words; cut: words that running text would give in parts ("U.S."), and that are learnt so."""
 
     where: str
     words: Words
     tags: tuple[str, ...]
     repaired: int = 0
     widened: int = 0
+    cut: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +137,8 @@ def read_words(
         given = [name_of(tag, "tag") for tag in words and tags]
         right = repaired(given)
         changed = sum(a != b for a, b in zip(given, right, strict=True))
-        return make(WordRow(where, Words.joined(words), tuple(right), repaired=changed))
+        read, spread, cut = as_read(Words.joined(words), right)
+        return make(WordRow(where, read, tuple(spread), repaired=changed, cut=cut))
 
     yield from read_files("tag", paths, ledger, parse, at)
 

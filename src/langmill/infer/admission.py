@@ -50,6 +50,8 @@ def admitted(
     if sampling.repetition_penalty != 1:
         seen_V = torch.zeros(runner.vocab, dtype=torch.bool)
         seen_V[torch.from_numpy(prompt)] = True
+    if (biased := max(dict(sampling.biases), default=0)) >= runner.vocab:
+        raise UsageError(f"logit_bias names the id {biased}, and the model knows {runner.vocab} tokens")
     return Live(
         number,
         request,
@@ -59,6 +61,7 @@ def admitted(
         numbers=streams(sampling.seed, [request.prompt] * (request.choice + 1))[-1],
         writer=None if tokenizer is None else Writer(tokenizer, sampling.stop),
         seen_V=seen_V,
+        counts_V=torch.zeros(runner.vocab) if sampling.counts else None,
         encoded=request.source is None,
     )
 

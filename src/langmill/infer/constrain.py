@@ -123,6 +123,7 @@ class Grammatical:
         self._way = way  # from here to an end
         self._found = way or []  # by the last search
         self._behind: tuple[int, list[int]] | None = None  # an id that may come next, and the way behind it
+        self._ahead: list[int] | None = None  # what must come next, where it was asked for
         self._failed = self._idle = 0  # searches in a row; tokens until the next one
 
     @property
@@ -143,6 +144,13 @@ class Grammatical:
         if self._matcher.is_error():
             raise self._failure()
         return packed
+
+    def allows(self, id: int) -> bool:
+        """Whether this id may come next."""
+        certain = self._certain()
+        if certain:  # then the mask leaves the usual token, and no other way to write the same
+            return id == certain[0]
+        return id < self._order.known and self._matcher.validate_tokens([id]) == 1
 
     def steer(self, id: int, left: int) -> int:
         """This id where the text can be complete within `left` tokens, this one included; else one on a way there."""
@@ -168,13 +176,18 @@ class Grammatical:
             self._way = self._behind[1]
         else:
             self._way = self._way[1:] if self._way and self._way[0] == id else None
-        self._behind = None
+        self._behind = self._ahead = None
         if not self._matcher.consume_token(id):
             raise self._failure()
 
     def forced(self) -> list[int]:
         """The usual tokens of the text that must come next, up to AHEAD of them."""
-        return [] if self._matcher.is_stopped() else self._matcher.compute_ff_tokens()[:AHEAD]
+        return self._certain()[:AHEAD]
+
+    def _certain(self) -> list[int]:
+        if self._ahead is None:
+            self._ahead = [] if self._matcher.is_stopped() else self._matcher.compute_ff_tokens()
+        return self._ahead
 
     def _failure(self) -> ValueError:
         if _dead(self._matcher):
@@ -185,13 +198,13 @@ class Grammatical:
 
     def _rest(self, id: int, most: int) -> list[int] | None:
         """A way of at most `most` ids behind this one: what is left of one that was known, or a new one."""
-        state = self._matcher.deep_copy()
-        if not state.consume_token(id):
-            return None
         way = self._way or []
         way = way[1:] if way[:1] == [id] else way
-        rest = _tail(state, way, most, self._order.end)
+        rest = _tail(self._matcher, way, most, self._order.end, [id])
         if rest is None:
+            state = self._matcher.deep_copy()
+            if not state.consume_token(id):
+                return None
             rest = search(state, most, self._order, self._found)
             self._found = rest or self._found
         return rest
@@ -212,10 +225,12 @@ def search(start: LLMatcher, most: int, order: Order, known: Sequence[int] = ())
     return way
 
 
-def _tail(state: LLMatcher, way: Sequence[int], most: int, end: int) -> list[int] | None:
-    """The longest end of a way, of at most `most` ids, that leads to an end from here too."""
+def _tail(
+    state: LLMatcher, way: Sequence[int], most: int, end: int, first: Sequence[int] = ()
+) -> list[int] | None:
+    """The longest end of a way, of at most `most` ids, that leads to an end from here too, or from behind `first`."""
     for at in range(max(0, len(way) - most), len(way) + 1):
-        if _ends(state, way[at:], end):
+        if _ends(state, [*first, *way[at:]], end):
             return list(way[at:])
     return None
 
@@ -274,11 +289,11 @@ class Order:
     """A vocabulary in the order in which tokens are tried on the way to an end: quotes, brackets, digits, letters,
     others, what opens or goes on with something, and blanks; the longest first in each of these `groups`.
 
-    end: an id that ends a text.
+    end: an id that ends a text. known: ids that have a text, or mean something.
     """
 
     def __init__(self, tokenizer: Tokenizer, vocab: int) -> None:
-        self.end = min(tokenizer.stop_ids)
+        self.end, self.known = min(tokenizer.stop_ids), tokenizer.vocab_size
         groups: list[list[tuple[int, int]]] = [[] for _ in range(7)]
         bytes_of = _speller(tokenizer)
         for id in range(vocab):

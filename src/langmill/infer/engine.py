@@ -7,6 +7,7 @@ W wanted logits, V vocabulary, K texts, D width.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from itertools import count
 from typing import TypeVar
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from langmill.common.errors import SettingsError
 from langmill.infer.admission import admitted
-from langmill.infer.pick import Pick, pick
+from langmill.infer.pick import Pick, pick, tell
 from langmill.infer.request import Event, Finish, Live, Request
 from langmill.infer.runner import Embedder, Floats, Runner, SourceRunner
 from langmill.infer.scheduler import Part, Propose, Scheduler
@@ -133,7 +134,7 @@ class Engine:
         """Read the parts in one pass; the logits (W, V) that they want, in their order."""
         assert self.runner is not None
         slots_R, starts_R, sizes_R, wants_R = np.array(
-            [(part.live.slot, part.start, part.size, part.wants) for part in parts], np.int64
+            [(part.live.slot, part.start, part.size, part.tells + part.wants) for part in parts], np.int64
         ).T
         ends_R = sizes_R.cumsum()
         slots_N = slots_R.repeat(sizes_R)
@@ -142,7 +143,11 @@ class Engine:
         wanted_W = np.flatnonzero(back_N <= wants_R.repeat(sizes_R))
         self.counts["passes"] += 1
         self.counts["read"] += len(slots_N)
-        return self.runner.run(self.slots.tokens_SL[slots_N, places_N], slots_N, places_N, wanted_W)
+        began = time.perf_counter()
+        logits_WV = self.runner.run(self.slots.tokens_SL[slots_N, places_N], slots_N, places_N, wanted_W)
+        if self.scheduler.propose is not None:
+            self.scheduler.propose.took(len(slots_N), time.perf_counter() - began)
+        return logits_WV
 
     def _encode(self, parts: Sequence[Part]) -> None:
         assert isinstance(self.runner, SourceRunner)
@@ -162,12 +167,18 @@ class Engine:
         for part in parts:
             guesses = max(part.wants - 1, 0)
             self.slots.held_S[part.live.slot] = part.start + part.size - guesses
+            if part.tells:
+                tell(part.live, part.start, logits_WV[row : row + part.tells])
+                row += part.tells
             if part.wants:
                 going.append((part, Event(part.live.number, cached=part.live.cached or 0), row))
             row += part.wants
         while going:
             rows = [row for _, _, row in going]
-            wanted_BV = logits_WV if len(rows) == len(logits_WV) else logits_WV[rows]
+            one = slice(rows[0], rows[0] + 1)  # a view: many rows are copied
+            wanted_BV = (
+                logits_WV if len(rows) == len(logits_WV) else logits_WV[one if len(rows) == 1 else rows]
+            )
             picks = pick([part.live for part, _, _ in going], wanted_BV)
             going = [
                 (part, event, row + 1)
@@ -178,6 +189,8 @@ class Engine:
     def _take(self, part: Part, event: Event, one: Pick) -> bool:
         """Write a token of a part; whether it was guessed, so that the scores behind it count too."""
         live, slots = part.live, self.slots
+        if not live.written:
+            event.prompt = live.told
         finish, reason = self._written(live, event, one)
         if finish is not None:
             self._end(event, finish, reason)
@@ -204,6 +217,8 @@ class Engine:
             event.likely.append(one.likely)
         if live.seen_V is not None:
             live.seen_V[one.id] = True
+        if live.counts_V is not None:
+            live.counts_V[one.id] += 1
         if one.id in live.stop_ids:
             return "stop", None
         ended = live.writer is not None and live.writer.ended(one.id)

@@ -80,10 +80,11 @@ def generate_ids(
     needed = max(len(p) + n - 1 for p, n in zip(prompts, limits, strict=True))
     cache: Any = model.new_cache(len(rows), needed)
     seen_BV = _seen(tokens_BT, lengths_B, model.config.vocab) if sampling.repetition_penalty != 1 else None
+    counts_BV = torch.zeros(len(rows), model.config.vocab, device=device) if sampling.counts else None
     h_BD = _prefill(model, tokens_BT, lengths_B, cache)
     written = 0
     while rows:
-        ids_B = sample(model.logits(h_BD), sampling, seen_BV, [numbers[row] for row in rows])
+        ids_B = sample(model.logits(h_BD), sampling, seen_BV, [numbers[row] for row in rows], counts_BV)
         written += 1
         step: list[Token] = []
         for row, token in zip(rows, ids_B.tolist(), strict=True):
@@ -92,6 +93,8 @@ def generate_ids(
         yield step
         if seen_BV is not None:
             seen_BV.scatter_(1, ids_B[:, None], True)
+        if counts_BV is not None:
+            counts_BV[torch.arange(len(rows), device=device), ids_B] += 1
         going = [place for place, token in enumerate(step) if token.finish is None]
         if len(going) < len(rows):
             rows = [rows[place] for place in going]
@@ -100,6 +103,7 @@ def generate_ids(
             kept = torch.tensor(going, device=device)
             ids_B = ids_B[kept]
             seen_BV = None if seen_BV is None else seen_BV[kept]
+            counts_BV = None if counts_BV is None else counts_BV[kept]
             cache.select(kept)
         h_BD = model.hidden(ids_B[:, None], cache=cache)[:, 0]
 

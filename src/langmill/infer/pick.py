@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from langmill.infer.request import Constraint, Likely, Live
-from langmill.infer.sampling import allowed, choose, penalise
+from langmill.infer.sampling import adjust, allowed, choose, penalise
 
 
 class Pick(NamedTuple):
@@ -58,6 +58,14 @@ def pick(lives: Sequence[Live], logits_BV: Tensor) -> list[Pick]:
     return picks
 
 
+def tell(live: Live, start: int, logits_WV: Tensor) -> None:
+    """Note how likely the prompt's tokens behind the places from `start` on were; those that are known stay."""
+    prompt = live.prompt
+    for place in range(max(start, len(live.told)), min(start + len(logits_WV), len(prompt) - 1)):
+        logs_V = logits_WV[place - start].log_softmax(-1)
+        live.told.append(_likely(logs_V, int(prompt[place + 1]), live.request.logprobs or 0))
+
+
 def _penalise(lives: Sequence[Live], logits_BV: Tensor) -> None:
     penalised = [(row, live) for row, live in enumerate(lives) if live.seen_V is not None]
     if penalised:
@@ -65,6 +73,9 @@ def _penalise(lives: Sequence[Live], logits_BV: Tensor) -> None:
         seen_BV = torch.stack([live.seen_V for _, live in penalised if live.seen_V is not None])
         by_B = torch.tensor([live.request.sampling.repetition_penalty for _, live in penalised])
         logits_BV[rows] = penalise(logits_BV[rows], seen_BV, by_B[:, None])
+    for row, live in enumerate(lives):
+        if live.counts_V is not None or live.request.sampling.biases:
+            logits_BV[row] = adjust(logits_BV[row], live.counts_V, live.request.sampling)
 
 
 def _constrain(lives: Sequence[Live], logits_BV: Tensor) -> dict[int, str]:
@@ -74,7 +85,10 @@ def _constrain(lives: Sequence[Live], logits_BV: Tensor) -> dict[int, str]:
         constraint = live.request.constraint
         if constraint is None:
             continue
+        scores_V = logits_BV[row].numpy()
         try:
+            if not live.request.sampling.temperature and _fits(live, constraint, int(scores_V.argmax())):
+                continue  # what is likeliest of all is so of what the mask leaves
             mask = constraint.mask()
             allowed_V = np.ones(vocab, np.bool_) if mask is None else allowed(mask, vocab).numpy()
             allowed_V[[id for id in live.stop_ids if id < vocab]] = constraint.whole
@@ -83,8 +97,13 @@ def _constrain(lives: Sequence[Live], logits_BV: Tensor) -> dict[int, str]:
             continue
         if not allowed_V.any():
             problems[row] = "the request's constraint allows no token here"
-        np.putmask(logits_BV[row].numpy(), ~allowed_V, -np.inf)
+        most_V = (allowed_V.astype(np.float32) - np.float32(0.5)) * np.float32(np.inf)
+        np.fmin(scores_V, most_V, out=scores_V)  # -inf for NaN too, where it is forbidden
     return problems
+
+
+def _fits(live: Live, constraint: Constraint, id: int) -> bool:
+    return constraint.whole if id in live.stop_ids else constraint.allows(id)
 
 
 def _steered(live: Live, constraint: Constraint, id: int) -> int:

@@ -32,6 +32,9 @@ class Constraint(Protocol):
     def whole(self) -> bool:
         """Whether what is written is complete as it stands: stop ids may come where it is, and nowhere else."""
 
+    def allows(self, id: int) -> bool:
+        """Whether this id may come next, as `mask` says: asked first where one is likely, since it costs less."""
+
     def mask(self) -> Any:
         """The ids that may come next, as `sampling.allowed` takes them; None for all."""
 
@@ -52,7 +55,8 @@ class Request:
 
     source: what an encoder-decoder reads first; the prompt is then how its answer starts. stop_ids: None for the
     tokenizer's own. priority: higher ones go first, and may take the place of lower ones. logprobs: how many of the
-    likeliest ids to tell with each token, None for no log-probabilities. choice: 0, 1, … for several answers to one
+    likeliest ids to tell with each token, None for no log-probabilities. scored: tell those of the prompt too, which is
+    then read anew, whatever slots hold. choice: 0, 1, … for several answers to one
     prompt with one seed: each draws its own numbers.
     """
 
@@ -65,6 +69,12 @@ class Request:
     constraint: Constraint | None = None
     logprobs: int | None = None
     choice: int = 0
+    scored: bool = False
+
+    @property
+    def private(self) -> bool:
+        """Whether it shares nothing that was read with others."""
+        return self.source is not None or self.scored
 
 
 class Likely(NamedTuple):
@@ -82,7 +92,8 @@ class Event:
     last event how it ended: "stop" after a stop id, a stop text, a complete constraint or a vector; "length" after
     max_new_tokens or the last place; "cancelled"; "error". reason: of an error, or why the text does not meet the
     request's constraint. cached: the prompt's tokens that were known
-    from earlier requests. vector: (D,) of an "embed".
+    from earlier requests. vector: (D,) of an "embed". prompt: of a `scored` request, with its first token: what
+    `likely` is, of each of the prompt's tokens but the first, which nothing stands before.
     """
 
     request: int
@@ -93,6 +104,7 @@ class Event:
     reason: str | None = None
     cached: int = 0
     vector: NDArray[np.float32] | None = None
+    prompt: list[Likely] = field(default_factory=list)
 
 
 @dataclass(eq=False, slots=True)
@@ -107,11 +119,13 @@ class Live:
     numbers: random.Random = field(default_factory=random.Random)
     writer: Writer | None = None
     seen_V: Tensor | None = None  # True at its ids; kept where there is a penalty on them
+    counts_V: Tensor | None = None  # how often it wrote each id; kept where a penalty asks
     written: list[int] = field(default_factory=list)
     slot: int = -1  # -1: it waits
     queued: int = 0  # tokens that count as waiting
     encoded: bool = True  # its source, if it has one
     cached: int | None = None  # set when it is admitted
+    told: list[Likely] = field(default_factory=list)  # of a prompt that is scored, as far as it is read
 
     @property
     def order(self) -> tuple[int, int]:

@@ -30,18 +30,23 @@ class Propose(Protocol):
         """Of each slot and its tokens so far, what may come next: read in the same pass, and kept as far as it comes.
         The tokens of a slot go on from those of the call before."""
 
+    def took(self, tokens: int, seconds: float) -> None:
+        """So long took a pass of so many tokens, for it to weigh its guesses by."""
+
     def leave(self, slot: int) -> None:
         """What comes next in this slot is another request."""
 
 
 class Part(NamedTuple):
     """What a pass reads of one request: `size` tokens of its slot from place `start` on, and the scores behind the
-    last `wants` of them. More than one are wanted where the last tokens are guessed."""
+    last `wants` of them. More than one are wanted where the last tokens are guessed. tells: scores behind the tokens
+    before those, for a prompt that is scored."""
 
     live: Live
     start: int
     size: int
     wants: int
+    tells: int = 0
 
 
 @dataclass
@@ -127,7 +132,8 @@ class Scheduler:
             size = min(int(known_S[live.slot]) - start, max(left, 0))
             left -= size
             if size:
-                made.parts.append(Part(live, start, size, int(start + size == known_S[live.slot])))
+                wants = int(start + size == known_S[live.slot])
+                made.parts.append(Part(live, start, size, wants, (size - wants) * live.request.scored))
         del self.texts[: len(made.texts)]
         for part in made.texts:
             self._leave_queue(part.live)
@@ -150,7 +156,7 @@ class Scheduler:
                 self.counts["preempted"] += 1
             self.queue.remove(live)
             self._leave_queue(live)
-            slot, kept, source = self.slots.take(live.ids, self.worth, live.request.source is not None)
+            slot, kept, source = self.slots.take(live.ids, self.worth, live.request.private)
             live.slot, self.owners[slot] = slot, live
             if source is not None:
                 self.copy(source, slot, kept)
@@ -164,7 +170,7 @@ class Scheduler:
 
     def _comes(self, live: Live) -> bool:
         """Whether a request as important is about to read tokens that this one begins with too."""
-        if live.request.source is not None:
+        if live.request.private:
             return False
         common_S = self.slots.common(live.ids[:-1])
         best = int(np.minimum(common_S, self.slots.held_S).max())
@@ -174,7 +180,7 @@ class Scheduler:
 
     def _guess(self, parts: list[Part], left: int) -> list[Part]:
         """The parts with guesses of what follows them, as many as the pass and their slots have room for."""
-        chosen = [part for part in parts if part.wants]
+        chosen = [part for part in parts if part.wants and not part.tells]
         tokens, known_S = self.slots.tokens_SL, self.slots.known_S
         slots = [part.live.slot for part in chosen]
         guesses: Sequence[Sequence[int]] = [()] * len(slots)

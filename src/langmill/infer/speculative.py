@@ -14,33 +14,82 @@ import numpy as np
 from langmill.infer.request import Ids
 from langmill.infer.runner import Runner
 
-FIRST = 4  # tokens of a request's first guess
 PIECE = 256  # tokens that a draft reads in a pass
-REST = 64  # tokens without guesses, at most, until they are tried again
+COUNTED = 64  # tokens of a pass, at most, that tells of prices: what reads prompts does not
+SLOPE = 0.15  # of a first token's price, what each more costs before anything is known
+# how likely a guess is right before any was made, and how many guesses that is worth
+FAITH, WEIGHT = 0.7, 2.0
+# how much of what guesses taught counts on after each one, and after each token without: lately, and in the long run
+LATELY, LONG = (0.6, 0.9), (0.95, 0.98)
+
+
+class Prices:
+    """What a pass of so many tokens takes, learnt from those there were: a line through them, the latest count most.
+
+    On one machine eight tokens cost twice as much as one, on another six times.
+    """
+
+    def __init__(self) -> None:
+        self._weight = self._n = self._t = self._nn = self._nt = 0.0
+
+    def took(self, tokens: int, seconds: float) -> None:
+        """A pass of so many tokens took so long."""
+        if tokens > COUNTED:
+            return
+        kept = 0.98
+        self._weight = kept * self._weight + 1
+        self._n, self._nn = kept * self._n + tokens, kept * self._nn + tokens * tokens
+        self._t, self._nt = kept * self._t + seconds, kept * self._nt + tokens * seconds
+
+    def line(self) -> tuple[float, float]:
+        """The price of a pass is the first number, and the second for each token."""
+        if not self._t:
+            return 1 - SLOPE, SLOPE
+        tokens, seconds = self._n / self._weight, self._t / self._weight
+        spread = self._nn / self._weight - tokens * tokens
+        both = self._nt / self._weight - tokens * seconds
+        usual = SLOPE * seconds / (1 + SLOPE * (tokens - 1))
+        each = min(max((both + 0.2 * usual) / (spread + 0.2), 0.0), seconds / tokens)
+        return seconds - each * tokens, each
 
 
 class Pace:
-    """How many tokens to guess for one request: more after guesses that came true, fewer and then none, for a while,
-    after ones that did not."""
+    """How many tokens to guess for one request: as many as make most of a pass, by what they cost and how many of the
+    guesses before came true (Leviathan et al. 2023, section 3.5)."""
 
     def __init__(self, most: int):
-        self.most, self.size, self.rest = most, min(most, FIRST), 0
+        self.most = most
         self._guess, self._at = np.empty(0, np.int64), 0
-        self._wrong = 0  # in a row
+        self._counts = [
+            [0.0, 0.0],
+            [0.0, 0.0],
+        ]  # guesses that came true, and were tried: lately, in the long run
 
-    def now(self, known: Ids) -> int:
-        """How many to guess behind these tokens, which show what came of the guess before."""
+    def now(self, known: Ids, price: tuple[float, float], rows: int = 1) -> int:
+        """How many to guess behind these tokens, which show what came of the guess before. price: of a pass and of
+        each token; rows: requests that share the pass."""
         came = len(known) - self._at
         if len(self._guess) and came:
             right = _common(self._guess, known[self._at :])
-            self._wrong = 0 if right else self._wrong + 1
-            self.size = min(self.most, 2 * self.size if right == len(self._guess) else max(2, right + 1))
-            if self._wrong > 1:
-                self.rest = min(1 << self._wrong, REST)
+            self._learn([kept for kept, _ in (LATELY, LONG)], right, min(right + 1, len(self._guess)))
         else:
-            self.rest = max(0, self.rest - came)
+            self._learn([fades**came for _, fades in (LATELY, LONG)], 0, 0)
         self._guess, self._at = self._guess[:0], len(known)
-        return 0 if self.rest else self.size
+        (right_lately, lately), (right_long, long) = self._counts
+        usual = (right_long + FAITH * WEIGHT) / (long + WEIGHT)
+        faith = (right_lately + usual * WEIGHT) / (lately + WEIGHT)
+        cost, each = price[0] + rows * price[1], price[1]
+        best, worth, gain, odds = 0, rows / max(cost, 1e-9), float(rows), 1.0
+        for count in range(1, self.most + 1):
+            odds *= faith
+            gain += odds
+            if gain / max(cost + count * each, 1e-9) > worth:
+                best, worth = count, gain / max(cost + count * each, 1e-9)
+        return best
+
+    def _learn(self, kept: Sequence[float], right: int, tried: int) -> None:
+        for counts, share in zip(self._counts, kept, strict=True):
+            counts[0], counts[1] = counts[0] * share + right, counts[1] * share + tried
 
     def guessed(self, guess: Sequence[int]) -> None:
         """This is what was guessed."""
@@ -58,18 +107,21 @@ class PromptLookup:
     def __init__(self, most: int = 8, match: int = 3, least: int = 2):
         self.most, self.sizes = most, range(match, least - 1, -1)
         self._seen: dict[int, _Seen] = {}  # by slot
+        self._prices = Prices()
+        self.took = self._prices.took
 
     def __call__(self, slots: Sequence[int], tokens: Sequence[Ids]) -> list[list[int]]:
-        return [self._one(slot, known) for slot, known in zip(slots, tokens, strict=True)]
+        price = self._prices.line()
+        return [self._one(slot, known, price, len(slots)) for slot, known in zip(slots, tokens, strict=True)]
 
     def leave(self, slot: int) -> None:
         self._seen.pop(slot, None)
 
-    def _one(self, slot: int, known: Ids) -> list[int]:
+    def _one(self, slot: int, known: Ids, price: tuple[float, float], rows: int) -> list[int]:
         seen = self._seen.get(slot)
         if seen is None:
             seen = self._seen[slot] = _Seen(self.sizes, self.most)
-        guess = seen.after(known, seen.pace.now(known))
+        guess = seen.after(known, seen.pace.now(known, price, rows))
         seen.pace.guessed(guess)
         return guess
 
@@ -112,10 +164,15 @@ class Draft:
         self.vocab = min(runner.vocab, vocab or runner.vocab)
         self._held_SL = np.full((runner.slots, runner.length), -1, np.int64)
         self._paces: dict[int, Pace] = {}
+        self._prices = Prices()  # of the model that it guesses for; its own are left out
+        self.took = self._prices.took
 
     def __call__(self, slots: Sequence[int], tokens: Sequence[Ids]) -> list[list[int]]:
         guesses: list[list[int]] = [[] for _ in slots]
-        counts = [self._count(slot, known) for slot, known in zip(slots, tokens, strict=True)]
+        price = self._prices.line()
+        counts = [
+            self._count(slot, known, price, len(slots)) for slot, known in zip(slots, tokens, strict=True)
+        ]
         going = [row for row, count in enumerate(counts) if count]
         reads = [tokens[row] for row in going]
         while going:
@@ -132,12 +189,12 @@ class Draft:
     def leave(self, slot: int) -> None:
         self._paces.pop(slot, None)
 
-    def _count(self, slot: int, known: Ids) -> int:
+    def _count(self, slot: int, known: Ids, price: tuple[float, float], rows: int) -> int:
         """How many to guess: as far as the slot has room."""
         if slot >= self.runner.slots or int(known.max()) >= self.runner.vocab:
             return 0
         pace = self._paces.setdefault(slot, Pace(self.most))
-        return max(0, min(pace.now(known), self.runner.length - len(known) + 1))
+        return max(0, min(pace.now(known, price, rows), self.runner.length - len(known) + 1))
 
     def _read(self, slots: Sequence[int], texts: Sequence[Ids]) -> list[int]:
         """Bring the slots to these texts, in pieces; the likeliest id behind each."""

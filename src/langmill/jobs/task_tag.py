@@ -42,6 +42,7 @@ def prepare(
             progress.advance(1)
             counted["tags repaired"] += row.repaired
             counted["spans widened to whole words"] += row.widened
+            counted["words read in parts, as running text gives them"] += row.cut
             return row, encode_words(tokenizer, [row.words], limit, counted)
 
         read = list(read_words(settings.data, ledger, make))

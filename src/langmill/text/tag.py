@@ -75,23 +75,30 @@ class WordWindow:
 
 
 def encode_words(
-    tokenizer: Tokenizer, texts: Sequence[Words], limit: Limit, counted: Counter[str], first: int = 0
+    tokenizer: Tokenizer,
+    texts: Sequence[Words],
+    limit: Limit,
+    counted: Counter[str],
+    first: int = 0,
+    names: Sequence[str] | None = None,
 ) -> list[WordWindow]:
     """The documents of texts, in order; those of text i have the number `first` + i. Words are encoded one by one.
 
     Under "window" a window begins with the last words of the one before, of at most `limit.overlap` tokens. A word that
     is longer than a window is cut. TooLong and `counted` as in `tasks.Limit`; "without tokens" counts words that the
-    tokenizer takes for nothing, which are tagged "O". DataError where a text has no words.
+    tokenizer takes for nothing, which are tagged "O". DataError where a text has no words; `names` of the texts are
+    said in errors.
     """
     spaced = _spaced(tokenizer)
     pieces = iter(tokenizer.encode_batch([piece for words in texts for piece in _pieces(words, spaced)]))
     found: list[WordWindow] = []
     for number, words in enumerate(texts, first):
+        what = names[number - first] if names else f"text {number + 1}"
         if not len(words):
-            raise DataError(f"text {number + 1} is empty: it has no word")
+            raise DataError(f"{what} is empty: it has no word")
         ids = list(itertools.islice(pieces, len(words)))
         counted["without tokens"] += sum(not word for word in ids)
-        found += _windows(tokenizer, ids, limit, counted, number)
+        found += _windows(tokenizer, ids, limit, counted, number, what)
     return found
 
 
@@ -108,12 +115,12 @@ def _pieces(words: Words, spaced: bool) -> Iterator[str]:
 
 
 def _windows(
-    tokenizer: Tokenizer, ids: list[list[int]], limit: Limit, counted: Counter[str], number: int
+    tokenizer: Tokenizer, ids: list[list[int]], limit: Limit, counted: Counter[str], number: int, what: str
 ) -> Iterator[WordWindow]:
     frame, lengths = tokenizer.frame, [len(word) for word in ids]
     room, total = limit.length - tokenizer.frame.room(), sum(map(len, ids))
     if total > room and (limit.policy == "error" or room < 1):
-        raise TooLong(limit.says(total, room, f"text {number + 1}"))
+        raise TooLong(limit.says(total, room, what))
     cuts = _cuts(lengths, room, limit.overlap)
     if total > room and limit.policy == "truncate":
         cuts = cuts[:1]
@@ -243,6 +250,26 @@ def repaired(tags: Sequence[str]) -> list[str]:
     """The same tags with "B-" where an "I-" begins an entity."""
     begins = {first for first, _, _ in spans_of(tags)}
     return ["B" + tag[1:] if i in begins and tag.startswith("I-") else tag for i, tag in enumerate(tags)]
+
+
+def as_read(words: Words, tags: Sequence[str]) -> tuple[Words, list[str], int]:
+    """Given words cut where `Words.split` cuts running text, so that learning meets the words that use will; the tags
+    of the parts, which spell the same entities; and how many words were cut. A plain tag holds for every part."""
+    spans: list[Span] = []
+    found: list[str] = []
+    cut = 0
+    for (start, end), tag in zip(words.spans, tags, strict=True):
+        parts = Words.split(words.text[start:end]).spans
+        spans += [(start + a, start + b) for a, b in parts]
+        cut += len(parts) > 1
+        prefix, name = _parts(tag)
+        if len(parts) == 1 or name == tag:
+            found += [tag] * len(parts)
+            continue
+        opens = {"S": "B", "U": "B", "E": "I", "L": "I"}.get(prefix, prefix)
+        closes = {"S": "E", "U": "L", "B": "I"}.get(prefix, prefix)
+        found += [f"{opens}-{name}", *[f"I-{name}"] * (len(parts) - 2), f"{closes}-{name}"]
+    return Words(words.text, tuple(spans)), found, cut
 
 
 def tags_of(words: Words, spans: Sequence[tuple[int, int, str]]) -> tuple[list[str], int]:

@@ -85,20 +85,26 @@ def overlapping(count: int, room: int, overlap: int) -> list[tuple[int, int]]:
 
 
 def encode_texts(
-    tokenizer: Tokenizer, texts: Sequence[Text], limit: Limit, counted: Counter[str], first: int = 0
+    tokenizer: Tokenizer,
+    texts: Sequence[Text],
+    limit: Limit,
+    counted: Counter[str],
+    first: int = 0,
+    names: Sequence[str] | None = None,
 ) -> list[Encoded]:
     """The documents of texts and pairs of texts, in order; those of text i have the number `first` + i.
 
     Of a pair that is too long, "truncate" takes tokens off the longer text until both are of one length, then off both
     (what transformers calls longest first), and "window" moves over the longer text, the other one whole in each.
-    DataError where a text gives no token at all, TooLong as the limit says; `counted` as `Limit.cuts`.
+    DataError where a text gives no token at all, TooLong as the limit says; both say `names` of the texts where given.
+    `counted` as `Limit.cuts`, and of the "empty texts", which give special tokens alone.
     """
     frame = tokenizer.frame
     parts = [text for item in texts for text in ((item,) if isinstance(item, str) else item)]
     ids = iter(tokenizer.encode_batch(parts))
     found: list[Encoded] = []
     for number, text in enumerate(texts, first):
-        what = f"text {number + 1}"
+        what = names[number - first] if names else f"text {number + 1}"
         if isinstance(text, str):
             one, room = next(ids), limit.length - frame.room()
             made = [frame.one(one[a:b], number) for a, b in limit.cuts(len(one), room, what, counted)]
@@ -106,6 +112,8 @@ def encode_texts(
             made = list(_pair(tokenizer, next(ids), next(ids), limit, counted, what))
         if not made[0].ids:
             raise DataError(f"{what} is empty: it gives no token")
+        if not made[0].first and not made[0].second:
+            counted["empty texts"] += 1
         found += [replace(encoded, number=number) for encoded in made]
     return found
 

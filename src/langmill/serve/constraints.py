@@ -1,0 +1,32 @@
+"""What a request may write, from its fields: made in a thread, since a first schema takes a while to read."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from langmill.infer.request import Constraint
+from langmill.serve import formats
+from langmill.serve.errors import Refused
+from langmill.serve.models import Loaded
+from langmill.serve.sampling_fields import Writing, guided
+
+
+async def constraint_of(loaded: Loaded, asked: Writing) -> Callable[[], Constraint] | None:
+    """What makes a constraint for each answer; None where anything may be written. Refused, UsageError and MissingExtra
+    as `formats.constraint_of` raises them."""
+    extra = guided(asked)
+    if len(extra) + (asked.response_format is not None) > 1:
+        names = [*(["response_format"] if asked.response_format is not None else []), *extra]
+        raise Refused(f"{' and '.join(names)} exclude each other: give one of them", param=names[-1])
+    return await made(loaded, asked.response_format, extra)
+
+
+async def made(
+    loaded: Loaded, response_format: Mapping[str, Any] | None, extra: Mapping[str, Any]
+) -> Callable[[], Constraint] | None:
+    """`formats.constraint_of` in a thread."""
+    if response_format in (None, {"type": "text"}) and not extra:
+        return None
+    return await asyncio.to_thread(formats.constraint_of, loaded, response_format, extra)

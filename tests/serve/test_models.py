@@ -1,0 +1,137 @@
+"""Which models are served, under which names, what each does; adapters beside their model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openai
+import pytest
+import torch
+
+import langmill
+from langmill.adapt.lora import adapt
+from langmill.apps import embed
+from langmill.apps.texts import Row
+from langmill.common.errors import UsageError
+from langmill.common.settings import EmbedSettings, LoRASettings, ServeSettings
+from langmill.families.peft import adapters, write_adapter
+from langmill.infer.request import Request
+from langmill.model.config import Head, LSTMConfig, ModelConfig, StackConfig, Tokens
+from langmill.serve.models import abilities, fingerprint, load_models, name_of
+from langmill.text.tasks import Limit, encode_texts
+from langmill.text.tokenizer import Tokenizer
+
+STACK: dict[str, Any] = {"dim": 16, "layers": 1, "heads": 2, "kv_heads": 2, "head_dim": 8, "hidden": 16}
+DECODER, ENCODER = StackConfig(**STACK), StackConfig(**STACK, causal=False)
+CROSS = StackConfig(**STACK, cross=True)
+INPUT = Tokens(320, 32)
+TOKENIZER = Tokenizer.train(["The quick brown fox"] * 3, vocab_size=300)
+CHATTY = TOKENIZER.with_template("{{ messages }}")
+
+
+@pytest.mark.parametrize(
+    "config, tokenizer, does",
+    [
+        (ModelConfig(DECODER, INPUT, head=Head(320)), TOKENIZER, {"write"}),
+        (ModelConfig(DECODER, INPUT, head=Head(320)), CHATTY, {"write", "chat"}),
+        (LSTMConfig(320, 32, 16, 16), TOKENIZER, {"write"}),
+        (ModelConfig(encoder=ENCODER, encoder_input=INPUT), TOKENIZER, {"embed", "choose"}),
+        (ModelConfig(DECODER, INPUT), TOKENIZER, {"embed", "choose"}),
+        (
+            ModelConfig(encoder=ENCODER, encoder_input=INPUT, head=Head(2, False, task="classify", pool="first")),
+            TOKENIZER, {"classify"},
+        ),
+        (ModelConfig(encoder=ENCODER, encoder_input=INPUT, head=Head(2, False, task="tag")), TOKENIZER, {"tag"}),
+        (ModelConfig(encoder=ENCODER, encoder_input=INPUT, head=Head(2, False, task="answer")), TOKENIZER, {"answer"}),
+        (ModelConfig(CROSS, INPUT, ENCODER, INPUT, Head(320)), TOKENIZER, {"translate"}),
+    ],
+)  # fmt: skip
+def test_what_a_model_does_follows_from_its_shape(config: Any, tokenizer: Tokenizer, does: set[str]) -> None:
+    assert abilities(config, tokenizer, zero_shot=False) == does
+    assert abilities(config, tokenizer, zero_shot=True) == does | ({"choose"} if "write" in does else set())
+
+
+def test_a_model_is_called_by_the_last_part_of_where_it_is(tmp_path: Path) -> None:
+    (tmp_path / "mine.v1").mkdir()
+    assert name_of(str(tmp_path / "mine.v1")) == name_of(f"{tmp_path}/mine.v1/") == "mine.v1"
+    assert (name_of("org/name@main"), name_of("org/name/file.Q4_0.gguf")) == ("name", "file.Q4_0")
+
+
+def adapter(folder: str, out: Path) -> str:
+    """An adapter of the model that changes what it writes."""
+    model, _ = langmill.load(folder)
+    adapt(model, LoRASettings(lora_r=2), 0)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for _, layer in adapters(model):
+            layer.b.normal_(generator=generator)
+    out.mkdir()
+    write_adapter(model, out, base=folder)
+    return str(out)
+
+
+def test_an_adapter_is_served_beside_its_model(
+    folder: str, tmp_path: Path, serving: Callable[..., Any]
+) -> None:
+    put = adapter(folder, tmp_path / "put")
+    url = serving(folder, adapter=[f"changed={put}"]).url
+    how: dict[str, Any] = {"prompt": "The quick", "temperature": 0, "max_tokens": 12}
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none") as client:
+        base, changed = (client.completions.create(model=name, **how) for name in ("tiny", "changed"))
+    model, tokenizer = langmill.load(put)
+    wanted = "".join(langmill.generate(model, tokenizer, "The quick", max_new_tokens=12))
+    assert changed.choices[0].text == wanted != base.choices[0].text
+    assert changed.system_fingerprint != base.system_fingerprint
+
+
+@pytest.mark.parametrize("bits", [None, 8])
+def test_an_encoder_makes_the_vectors_of_the_command(encoder_folder: str, bits: Any) -> None:
+    models = load_models(ServeSettings(model=[encoder_folder], device="cpu", bits=bits))
+    loaded = models.find("encoder", "embed")
+    with pytest.raises(UsageError, match="the model encoder does not write text: serve a decoder"):
+        models.find("encoder", "chat")
+    texts = ["The quick", "春眠不觉晓。", "a"]
+    frames = encode_texts(loaded.tokenizer, texts, Limit(loaded.window), Counter())
+
+    async def vectors() -> list[Any]:
+        found = []
+        for frame in frames:
+            async for event in loaded.engine.generate(Request(frame.ids, kind="embed")):
+                found.append(event.vector)
+        await models.close(drain=True)
+        return found
+
+    asked = EmbedSettings(model=encoder_folder, device="cpu", bits=bits)
+    reader = embed.Reader.of(asked, quiet=True)
+    wanted = [vector for text in texts for vector in reader.vectors([Row("", text, {})], Counter())]
+    assert np.allclose(np.stack(asyncio.run(vectors())), np.stack(wanted), atol=1e-6)
+
+
+def test_a_fingerprint_follows_the_weights(folder: str, plain_folder: str) -> None:
+    assert fingerprint(folder, None) == fingerprint(folder, None) != fingerprint(plain_folder, None)
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        ({"model": []}, "name at least one model to serve"),
+        ({"name": ["a", "b"]}, "there are 2 names for 1 models"),
+        ({"adapter": ["x"]}, "--adapter takes NAME=DIR, not 'x'"),
+        ({"adapter": ["x=/nowhere"]}, "/nowhere holds no adapter_config.json"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_before_anything_is_loaded(
+    folder: str, more: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        load_models(ServeSettings(**{"model": [folder], **more}))
+
+
+def test_two_models_of_one_name_are_refused(folder: str) -> None:
+    with pytest.raises(UsageError, match="two models would be called tiny"):
+        load_models(ServeSettings(model=[folder, folder]))
