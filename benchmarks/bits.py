@@ -52,7 +52,7 @@ def made(given: argparse.Namespace, work: Path, train: Path) -> dict[str, Path]:
     source = given.model or work / "float32"
     if not source.exists():
         words = [f"size={given.size}", "vocab_size=8192", f"max_steps={given.steps}", "max_length=256"]
-        words += [f"threads={given.threads}", "baseline=false"]
+        words += [f"threads={given.threads}"]
         pretrain.run(
             configure(
                 PretrainSettings,

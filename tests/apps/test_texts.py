@@ -71,6 +71,19 @@ def test_a_row_that_is_no_text_is_named(content: str, message: str, tmp_path: Pa
         list(rows(asked(file=tmp_path / "rows.jsonl"), Counter()))
 
 
+def test_damaged_tables_and_forms_that_are_not_read_are_named(tmp_path: Path) -> None:
+    for name, content, message in (
+        ("a.csv", 'text,n\n"open,1\nlast,2\n', "a.csv, in the row after line 1: unexpected end of data"),
+        ("b.csv", "text,n\na, b,1\n", "b.csv, line 2 has more cells than its head"),
+        ("c.parquet", "no parquet at all", "c.parquet cannot be read after row 0"),
+        ("d.json", '[\n{"text": "a"}\n]\n', "d.json is one value, not one a line"),
+        ("e.jsonl.gz", "", "e.jsonl.gz is packed"),
+    ):
+        (tmp_path / name).write_text(content)
+        with pytest.raises((DataError, UsageError), match=message):
+            list(rows(asked(file=tmp_path / name), Counter()))
+
+
 def test_what_is_not_utf8_is_refused(tmp_path: Path) -> None:
     (tmp_path / "old.txt").write_bytes("été\n".encode() * 9000 + b"caf\xe9\n")
     with pytest.raises(DataError, match=r"is not UTF-8 \(line 9001, byte 4\): convert it first"):
@@ -170,3 +183,11 @@ def test_too_long_is_refused_or_counted(encoder: Path) -> None:
         classify.run(configure(ClassifySettings, None, [], **given, long_texts="error"), quiet=True)
     report = classify.run(configure(ClassifySettings, None, [], **given), quiet=True, as_json=True)
     assert report.counts["windowed"] == 1 and report.counts["windows"] > 1
+
+
+def test_a_result_loses_no_field_of_its_row() -> None:
+    row = Row("line 1", "cow", {"label": "gold", "id": 7, "score": 1})
+    assert row.beside({"label": "farm", "score": 1}) == {
+        "label": "farm", "id": 7, "score": 1, "given": {"label": "gold"}
+    }  # fmt: skip
+    assert row.beside({"entities": []}) == {"label": "gold", "id": 7, "score": 1, "entities": []}

@@ -150,7 +150,7 @@ def test_evaluate_refuses_what_says_no_words_or_guesses_otherwise(
     rows = [{"text": f"{word} number {i}", "label": word} for i in range(20) for word in ("fox", "dog")]
     taught(masked / "m", "classify", rows, tmp_path / "c")
     given = {"on": [str(texts)], "device": "cpu"}
-    with pytest.raises(ModelError, match="says no words: evaluate it on rows of the task that it was taught"):
+    with pytest.raises(ModelError, match="has no rows that it could be asked"):
         evaluate.run(EvaluateSettings(model=str(tmp_path / "c"), **given), quiet=True)
     pretrain.run(settings(texts, tmp_path / "a", "causal"), quiet=True)
     with pytest.raises(UsageError, match="cannot be compared on text: .* is an encoder .* is a decoder"):

@@ -22,6 +22,7 @@ from langmill.model.config import Head, Learned, ModelConfig, StackConfig, Token
 from langmill.model.init import init_
 from langmill.model.transformer import Transformer
 from langmill.serve.app import create_app
+from langmill.serve.logs import LOG
 from langmill.serve.state import State, open_state
 from langmill.text.tokenizer import Specials, Tokenizer
 
@@ -189,6 +190,12 @@ def _starter() -> Iterator[Callable[..., Running]]:
     yield start
     for running in started:
         running.stop()
+
+
+@pytest.fixture(autouse=True)
+def heard() -> None:
+    """Let caplog hear the server, whatever a server of this process set up before."""
+    LOG.propagate = True
 
 
 @pytest.fixture

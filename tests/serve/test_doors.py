@@ -23,7 +23,7 @@ from langmill.serve.headers import SAFE
 from langmill.serve.hosts import is_loopback, name_in, origins_of
 from langmill.serve.keys import Keys, add_key, digest_of, open_keys, read_keys
 from langmill.serve.limits import Limits
-from langmill.serve.logs import LOG, Line
+from langmill.serve.logs import Line
 
 CHAT = {
     "model": "tiny",
@@ -201,7 +201,6 @@ def told(caplog: Any) -> list[Any]:
 
 
 def test_the_log_has_a_line_a_request_and_no_text_or_key(serving: Any, folder: str, caplog: Any) -> None:
-    LOG.propagate = True
     running = serving(folder, log_prompts=False)
     with caplog.at_level(logging.INFO, "langmill.serve"):
         answer = httpx.post(
@@ -224,7 +223,6 @@ def test_the_log_has_a_line_a_request_and_no_text_or_key(serving: Any, folder: s
 
 
 def test_the_log_holds_text_where_that_is_asked_for(serving: Any, folder: str, caplog: Any) -> None:
-    LOG.propagate = True
     running = serving(folder, log_prompts=True)
     with caplog.at_level(logging.INFO, "langmill.serve"):
         httpx.post(f"{running.url}/v1/chat/completions", json=CHAT)

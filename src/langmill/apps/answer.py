@@ -39,7 +39,7 @@ def reader(settings: AnswerSettings, model: Model, tokenizer: Tokenizer) -> Read
         asked = [(row.where, _question(row, settings), row.text) for row in batch]
         how = {"n_best": settings.n_best, "max_length": settings.max_answer, "threshold": settings.threshold}
         for row, best in zip(batch, found(model, tokenizer, asked, limit, counted, **how), strict=True):
-            yield {**row.fields, **best}
+            yield row.beside(best)
 
     return read
 

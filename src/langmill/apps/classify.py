@@ -44,7 +44,7 @@ def reader(settings: ClassifySettings, model: Model, tokenizer: Tokenizer) -> Re
         numbers, scores_KC = class_scores(logits, [document.number for document in documents], labels.task)
         for number, scores_C in zip(numbers, scores_KC, strict=True):
             row = batch[number]
-            yield {"text": row.text, **row.fields, **class_result(scores_C, labels, settings.threshold)}
+            yield {"text": row.text, **row.beside(class_result(scores_C, labels, settings.threshold))}
 
     return read
 

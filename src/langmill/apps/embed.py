@@ -40,7 +40,7 @@ def run(settings: EmbedSettings, *, quiet: bool = False, as_json: bool = False) 
 
         def read(batch: Sequence[Row], counted: Counter[str]) -> Iterator[Result]:
             for row, vector in zip(batch, reader.vectors(batch, counted), strict=True):
-                yield {"text": row.text, **row.fields, "embedding": vector.tolist()}
+                yield {"text": row.text, **row.beside({"embedding": vector.tolist()})}
 
         return each(settings, read, quiet=quiet, as_json=as_json)
     assert settings.out is not None

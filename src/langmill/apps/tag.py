@@ -44,7 +44,7 @@ def reader(settings: TagSettings, model: Model, tokenizer: Tokenizer) -> Read:
             if parts := own[number]:
                 scores_NC = word_scores(len(words), [w for w, _ in parts], [s for _, s in parts])
                 spans = entities(words, scores_NC, labels)
-            yield {"text": row.text, **row.fields, "entities": spans}
+            yield {"text": row.text, **row.beside({"entities": spans})}
 
     return read
 

@@ -20,6 +20,12 @@ from langmill.common.progress import track
 from langmill.common.settings import ReadSettings
 
 LONGEST_LINE = 64 << 20  # characters: a longer one is no text
+UNREAD = {
+    ".gz": "is packed",
+    ".zst": "is packed",
+    ".json": "is one value, not one a line",
+    ".xlsx": "is no text",
+}
 OTHER_FORMS = (".csv", ".tsv", ".parquet", ".npy", ".json", ".xlsx")  # what --out does not write
 Result = dict[str, Any]
 
@@ -31,6 +37,11 @@ class Row:
     where: str
     text: str
     fields: dict[str, Any]
+
+    def beside(self, found: Result) -> Result:
+        """What was found, with the row's other fields; those of a name that both have are kept under "given"."""
+        given = {name: value for name, value in self.fields.items() if found.get(name, value) != value}
+        return {**self.fields, **found, **({"given": given} if given else {})}
 
 
 Read = Callable[
@@ -58,6 +69,10 @@ def rows(settings: ReadSettings, counted: Counter[str], blank: bool = False) -> 
 def _file(path: Path, field: str, drop: Counter[str] | None) -> Iterator[Row]:
     if not path.is_file():
         raise UsageError(f"{path} is no file: --file takes one with texts")
+    if path.suffix in UNREAD:
+        raise UsageError(
+            f"{path} {UNREAD[path.suffix]}: --file takes .jsonl, .csv, .tsv, .parquet or plain lines"
+        )
     if path.suffix == ".parquet":
         yield from _parquet(path, field)
         return
@@ -118,26 +133,34 @@ def _object(line: str) -> dict[str, Any] | None:
 
 def _table(file: TextIO, path: Path, field: str) -> Iterator[Row]:
     csv.field_size_limit(LONGEST_LINE)
-    reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+    reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
     try:
         for row in reader:
+            if None in row:
+                raise DataError(
+                    f"{path}, line {reader.line_num} has more cells than its head: is a quote missing?"
+                )
             yield _row(
                 f"{path}, line {reader.line_num}", {str(key): value for key, value in row.items()}, field
             )
     except csv.Error as reason:
-        raise DataError(f"{path}, line {reader.line_num}: {reason}") from None
+        raise DataError(f"{path}, in the row after line {reader.line_num}: {reason}") from None
 
 
 def _parquet(path: Path, field: str) -> Iterator[Row]:
     try:
+        import pyarrow
         import pyarrow.parquet as parquet
     except ImportError:
         raise MissingExtra("data", "pyarrow") from None
     number = 0
-    for batch in parquet.ParquetFile(path).iter_batches(1024):
-        for row in batch.to_pylist():
-            number += 1
-            yield _row(f"{path}, row {number}", row, field)
+    try:
+        for batch in parquet.ParquetFile(path).iter_batches(1024):
+            for row in batch.to_pylist():
+                number += 1
+                yield _row(f"{path}, row {number}", row, field)
+    except (pyarrow.ArrowException, OSError) as reason:
+        raise DataError(f"{path} cannot be read after row {number}: {reason}") from None
 
 
 def _row(where: str, row: dict[str, Any], field: str) -> Row:

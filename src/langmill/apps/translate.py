@@ -76,12 +76,11 @@ def translate(
     for row, pieces, mine in zip(batch, documents, best, strict=True):
         texts = [tokenizer.decode(own[0].ids).strip() if own else "" for own in mine]
         scores = [own[0].score for own in mine if own]
-        result: Result = {
-            "text": row.text,
-            **row.fields,
+        made: Result = {
             "translation": join_document(pieces, texts),
             "score": math.fsum(scores) / len(scores) if scores else 0.0,
         }
+        result = {"text": row.text, **row.beside(made)}
         if settings.n_best > 1 and len(scores) == 1:
             (own,) = [own for own in mine if own]
             result["best"] = [{"translation": tokenizer.decode(h.ids).strip(), "score": h.score} for h in own]

@@ -57,7 +57,7 @@ def _by_similarity(settings: ClassifySettings, model: Model, tokenizer: Tokenize
     def choose(batch: Sequence[Row], counted: Counter[str]) -> Iterator[Result]:
         for row, vector in zip(batch, reader.vectors(batch, counted), strict=True):
             scores_C = softmax((SHARPNESS * labels_CD @ vector).astype(np.float64))
-            yield {"text": row.text, **row.fields, **class_result(scores_C, names, settings.threshold)}
+            yield {"text": row.text, **row.beside(class_result(scores_C, names, settings.threshold))}
 
     return choose
 
@@ -88,7 +88,7 @@ class _Likelihood:
             scores_NC[places] = softmax(logs_NC - self.priors.get(before, 0.0))
         for row, scores_C in zip(batch, scores_NC, strict=True):
             found = class_result(scores_C, self.names, self.settings.threshold)
-            yield {"text": row.text, **row.fields, **found}
+            yield {"text": row.text, **row.beside(found)}
 
     def _logs(self, before: str, texts: Sequence[str], counted: Counter[str]) -> Floats:
         """(N, C) log-probabilities. The usual examples are read once for all batches."""

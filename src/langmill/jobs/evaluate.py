@@ -178,7 +178,10 @@ def _trained_by(settings: EvaluateSettings) -> str:
     """The objective of KINDS by which text is scored; ModelError, or UsageError where it is not the same for both."""
     kinds = {name: kind_of(outline(name)[0]) for name in _models(settings)}
     if silent := [name for name, kind in kinds.items() if kind is None]:
-        raise ModelError(f"{silent[0]} says no words: evaluate it on rows of the task that it was taught")
+        raise ModelError(
+            f"{silent[0]} says no words, and {settings.on[0]} has no rows that it could be asked, such as text and "
+            "label"
+        )
     if len(set(kinds.values())) > 1:
         both = " and ".join(f"{name} is {KINDS[kind or '']}" for name, kind in kinds.items())
         raise UsageError(f"these two cannot be compared on text: {both}")
