@@ -142,12 +142,17 @@ class PrepareSettings(Settings):
         ".tsv .parquet .mbox .eml, most of them .gz or .zst too",
     )
     out: Path = Field(description="folder to write; its private run folder is OUT.run")
-    workers: int | None = Field(None, ge=1, description="processes; none: one for each core")
+    workers: int | None = Field(
+        None, ge=1, description="processes; none: one for each core, of all machines of a cluster"
+    )
     engine: Literal["native", "ray"] = Field(
         "native",
-        description="native: processes of this machine; ray: a cluster that shares the disk (Daft on Ray)",
+        description="native: processes of this machine; ray: a Ray cluster whose machines share the disk (extra: "
+        "cluster)",
     )
-    address: str | None = Field(None, description="ray: the cluster's address; none: one on this machine")
+    address: str | None = Field(
+        None, description="ray: the cluster's address, such as 10.0.0.1:6379; none: one on this machine"
+    )
     part_bytes: Count = Field(
         256 << 20, ge=1024, description="bytes of text in one file of the clean set, about"
     )
@@ -190,5 +195,6 @@ class ForgetSettings(Settings):
     )
     models: list[Path] = Field(
         default_factory=list,
-        description="folders to search for models that were trained on them (repeatable); none: the one FOLDER is in",
+        description="folders to search for shards that hold them and models that were trained on them (repeatable); "
+        "none: the one FOLDER is in",
     )

@@ -46,13 +46,28 @@ def known_as(key: bytes, text: str) -> str:
     return hashlib.blake2b(text.encode("utf-8"), key=key, digest_size=16).hexdigest()
 
 
+def shard_known_as(key: bytes, hash: int) -> str:
+    """As `known_as`, of a text of which shards hold the hash alone (`text_hash`)."""
+    return known_as(key, f"text hash {hash}")
+
+
 def load(run: Path) -> dict[str, Any]:
-    """`hashes` of what was forgotten; `begun`: whether its removal began and did not end."""
-    return read_json(run / FILE, "forgotten", 1) if (run / FILE).exists() else {"hashes": [], "begun": False}
+    """`hashes` of what was forgotten; `begun`: those of them whose removal began and did not end."""
+    if not (run / FILE).exists():
+        return {"hashes": [], "begun": []}
+    value = read_json(run / FILE, "forgotten", 2)
+    if value["version"] == 1:  # `begun` was a truth value
+        value["begun"] = value["hashes"] if value["begun"] else []
+    return value
 
 
-def save(run: Path, hashes: set[str], begun: bool) -> None:
-    write_json(run / FILE, {"hashes": sorted(hashes), "begun": begun}, "forgotten", 1)
+def save(run: Path, hashes: set[str], begun: set[str]) -> None:
+    write_json(run / FILE, {"hashes": sorted(hashes), "begun": sorted(begun)}, "forgotten", 2)
+
+
+def in_shards(hashes_D: NDArray[np.uint64], hashes: set[str], key: bytes) -> NDArray[np.bool_]:
+    """Which documents of shards, by the hashes of their texts, were forgotten."""
+    return np.fromiter((shard_known_as(key, int(h)) in hashes for h in hashes_D), bool, len(hashes_D))
 
 
 def key_of(run: Path) -> bytes:

@@ -1,6 +1,7 @@
 """Token shards: a folder of memory-mapped token files with an index and checksums.
 
-    shards.json        format version, number type, tokenizer fingerprint, files with sizes and SHA-256, ledger
+    shards.json        format version, number type, tokenizer fingerprint, files with sizes and SHA-256, ledger,
+                       the clean sets that the documents are of
     tokens-00000.bin   ids of whole documents end to end, little-endian uint16 or uint32, no specials
     index.bin          one row a document, and one more that closes the last: see ROW
     ids.jsonl          one JSON string a document
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -45,13 +46,15 @@ def write_shards(
     ledger: Ledger | None = None,
     replace: bool = False,
     on_batch: Callable[[int, int], None] | None = None,
+    prepared: Sequence[str] = (),
 ) -> Shards:
     """Encode documents into `folder` in bounded memory, and open the result.
 
     A shard holds at most `shard_tokens` tokens (a longer document has one to itself). Documents without
     text, or whose text gives no token, are dropped with a reason. `ledger` must have counted the documents
     in, as `readers.read` does; None counts them here. `on_batch(documents, bytes)` is called with what
-    each batch added. DataError where nothing is left to keep.
+    each batch added. `prepared`: hashes of the manifests of the clean sets that the documents are of, which
+    shards.json names. DataError where nothing is left to keep.
     """
     folder = Path(folder)
     if ledger is None:
@@ -67,7 +70,7 @@ def write_shards(
             pending = encoding
         if pending is not None:
             writer.add(pending.result(), on_batch)
-        writer.close()
+        writer.close(prepared)
     return Shards.open(folder, verify=False)
 
 
@@ -109,7 +112,7 @@ def _encode(tokenizer: Tokenizer, documents: list[Document]) -> _Encoded:
     return _Encoded(documents, sizes, hashes, ids, offsets)
 
 
-class _File:
+class File:
     """A file being written, its size and its hash."""
 
     def __init__(self, path: Path) -> None:
@@ -132,11 +135,11 @@ class _Writer:
     def __init__(self, folder: Path, tokenizer: Tokenizer, shard_tokens: int, ledger: Ledger) -> None:
         self.folder, self.tokenizer, self.shard_tokens, self.ledger = folder, tokenizer, shard_tokens, ledger
         self.dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
-        self.index, self.names = _File(folder / "index.bin"), _File(folder / "ids.jsonl")
+        self.index, self.names = File(folder / "index.bin"), File(folder / "ids.jsonl")
         self.files: list[dict[str, Any]] = []
         self.shards: list[dict[str, Any]] = []
         self.tokens = self.documents = self.bytes = 0
-        self._file: _File | None = None
+        self._file: File | None = None
 
     def add(self, batch: _Encoded, on_batch: Callable[[int, int], None] | None) -> None:
         lengths = np.diff(batch.offsets)
@@ -187,7 +190,7 @@ class _Writer:
     def _append(self, ids: NDArray[Any], documents: int) -> None:
         if self._file is None:
             name = f"tokens-{len(self.shards):05d}.bin"
-            self._file = _File(self.folder / name)
+            self._file = File(self.folder / name)
             self.shards.append({"name": name, "documents": 0, "tokens": 0, "start": self.tokens})
         self._file.write(ids.tobytes())
         self.shards[-1]["documents"] += documents
@@ -199,7 +202,7 @@ class _Writer:
             self.files.append(self._file.close())
             self._file = None
 
-    def close(self) -> None:
+    def close(self, prepared: Sequence[str]) -> None:
         if not self.documents:
             raise DataError(f"no document was left to write: {_summary(self.ledger)}")
         self.ledger.check()
@@ -217,6 +220,7 @@ class _Writer:
             "shards": self.shards,
             "files": files,
             "ledger": self.ledger.as_dict(),
+            "prepared": sorted(prepared),
         }
         write_json(self.folder / "shards.json", value, FORMAT, VERSION)
 
@@ -229,7 +233,8 @@ def _summary(ledger: Ledger) -> str:
 class Shards:
     """Documents as tokens, opened read-only and memory-mapped: nothing is read before it is used.
 
-    `documents`, `tokens`, `bytes` are totals; `fingerprint` is the tokenizer's; `manifest` is shards.json.
+    `documents`, `tokens`, `bytes` are totals; `fingerprint` is the tokenizer's; `manifest` is shards.json; `index`
+    holds a ROW for each document and one more.
     """
 
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
@@ -238,7 +243,7 @@ class Shards:
         self.tokens: int = manifest["tokens"]
         self.bytes: int = manifest["bytes"]
         self.fingerprint: str = manifest["tokenizer"]
-        self._index: NDArray[Any] = np.memmap(folder / "index.bin", dtype=ROW, mode="r")
+        self.index: NDArray[Any] = np.memmap(folder / "index.bin", dtype=ROW, mode="r")
         self._starts = [shard["start"] for shard in manifest["shards"]]
         dtype = np.dtype(manifest["dtype"]).newbyteorder("<")
         self._tokens = [
@@ -266,7 +271,7 @@ class Shards:
 
     def tokens_of(self, document: int) -> Tokens:
         """The ids of one document, without specials: a view of the file."""
-        start, stop = int(self._index["start"][document]), int(self._index["start"][document + 1])
+        start, stop = int(self.index["start"][document]), int(self.index["start"][document + 1])
         shard = int(np.searchsorted(self._starts, start, side="right")) - 1
         first = self._starts[shard]
         view: Tokens = self._tokens[shard][start - first : stop - first]
@@ -274,25 +279,25 @@ class Shards:
 
     def lengths(self, documents: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
         """The number of tokens of each of `documents`."""
-        starts = self._index["start"]
+        starts = self.index["start"]
         length: NDArray[np.int64] = starts[np.asarray(documents) + 1] - starts[documents]
         return length
 
     @property
     def bytes_of(self) -> NDArray[np.uint32]:
         """UTF-8 bytes of each document's text, (documents,)."""
-        view: NDArray[np.uint32] = self._index["bytes"][:-1]
+        view: NDArray[np.uint32] = self.index["bytes"][:-1]
         return view
 
     @property
     def hashes(self) -> NDArray[np.uint64]:
         """`text_hash` of each document's text, (documents,)."""
-        view: NDArray[np.uint64] = self._index["hash"][:-1]
+        view: NDArray[np.uint64] = self.index["hash"][:-1]
         return view
 
     def id_of(self, document: int) -> str:
         """The document's id."""
-        first, last = int(self._index["id"][document]), int(self._index["id"][document + 1])
+        first, last = int(self.index["id"][document]), int(self.index["id"][document + 1])
         with open(self.folder / "ids.jsonl", "rb") as file:
             file.seek(first)
             name: str = json.loads(file.read(last - first))

@@ -6,7 +6,7 @@ Both describe the training text by counts and hashes and hold none of it; of pat
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 
 from langmill import __version__
 from langmill.common.settings import Settings
+from langmill.jobs.prepared import prepared
 from langmill.jobs.report import bytes_shown, count_shown
 from langmill.model.config import Config, LSTMConfig
 from langmill.model.count import parameters
@@ -22,7 +23,8 @@ from langmill.model.count import parameters
 
 @dataclass(frozen=True)
 class Text:
-    """The training text by its numbers. `manifest`: SHA-256 over the hashes of all documents, in order."""
+    """The training text by its numbers. `manifest`: SHA-256 over the hashes of all documents, in order. `prepared`: the
+    clean sets that it was read from, where they are known since the run began."""
 
     documents: int
     held_out: int
@@ -30,11 +32,15 @@ class Text:
     bytes: int
     manifest: str
     tokenizer: str
+    prepared: Sequence[str] = ()
 
 
 def lineage(settings: Settings, text: Text, parent: str | None, results: Mapping[str, Any]) -> dict[str, Any]:
     """Where a model came from: data, parent, settings, code and what was measured."""
-    made = prepared(settings)
+    given = [
+        p for n in ("path", "text", "data") for p in (getattr(settings, n, None) or []) if isinstance(p, str)
+    ]
+    made = sorted({*text.prepared, *prepared(given, parent)})
     values = settings.model_dump(mode="json")
     for name in ("path", "text", "out", "from_model", "data", "model", "template"):
         match values.get(name):  # data and model are groups of settings in some commands
@@ -61,17 +67,6 @@ def lineage(settings: Settings, text: Text, parent: str | None, results: Mapping
         },
         "results": dict(results),
     }
-
-
-def prepared(settings: Settings) -> list[str]:
-    """SHA-256 of the manifests of prepared folders among the paths: `data forget` finds models by them."""
-    from langmill.common.files import sha256
-
-    given = [
-        p for n in ("path", "text", "data") for p in (getattr(settings, n, None) or []) if isinstance(p, str)
-    ]
-    places = {place for p in given for place in (Path(p).absolute(), *list(Path(p).absolute().parents)[:2])}
-    return sorted(sha256(place / "manifest.json") for place in places if (place / "manifest.json").is_file())
 
 
 def fingerprint(model: str) -> str | None:

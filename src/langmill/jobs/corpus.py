@@ -19,6 +19,7 @@ from langmill.data.pipeline import Ledger
 from langmill.data.readers import read
 from langmill.data.shards import Shards, write_shards
 from langmill.evaluate.loss import Encoded
+from langmill.jobs.prepared import prepared
 from langmill.text.document import Document
 from langmill.text.tokenizer import Tokenizer
 from langmill.text.training import sample, vocab_for
@@ -154,9 +155,10 @@ def _counted(documents: Iterable[Document], advance: Callable[[float], Any]) -> 
 
 
 def make_shards(
-    source: Source, tokenizer: Tokenizer, folder: Path, settings: DataSettings, errors: Path, quiet: bool
-) -> Shards:
-    """Encode all documents into `folder`; reuse what is there if this tokenizer made it."""
+    source: Source, tokenizer: Tokenizer, folder: Path, settings: DataSettings, errors: Path, quiet: bool,
+    paths: Sequence[str] = (),
+) -> Shards:  # fmt: skip
+    """Encode all documents into `folder`; reuse what is there if this tokenizer made it. paths: what `source` reads."""
     if folder.is_dir():
         return Shards.open(folder, expected=tokenizer.fingerprint)
     ledger = Ledger(errors)
@@ -168,6 +170,7 @@ def make_shards(
             shard_tokens=settings.shard_tokens,
             ledger=ledger,
             on_batch=lambda _, size: progress.advance(size),
+            prepared=prepared(paths),
         )
 
 

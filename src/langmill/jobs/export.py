@@ -21,6 +21,7 @@ from langmill.families.gguf_write_tokenizer import adds_bos, notes
 from langmill.families.hub import resolve
 from langmill.families.modelfile import modelfile
 from langmill.families.peft import is_adapter, load_adapted, merge
+from langmill.jobs.prepared import prepared
 from langmill.model.config import ModelConfig
 from langmill.model.layers import Int4Embedding, Int8Embedding
 from langmill.model.replace import replace
@@ -137,7 +138,8 @@ def _hf(settings: ExportSettings) -> Report:
             raise ModelError(f"{name} holds numbers that are not finite in {kind}: choose --type BF16 or F32")
     rows, count = _rows(model, tokenizer), len(model.state_dict())
     dtype = str(FLOATS[kind]).removeprefix("torch.")
-    lineage = {"made_by": "langmill export", "model": settings.model, "dtype": dtype}
+    seen = {"prepared": prepared([], settings.model)}
+    lineage = {"made_by": "langmill export", "model": settings.model, "dtype": dtype, "data": seen}
     save(model, tokenizer, out, lineage=lineage)
     written = _logits(model.float(), rows)
     del model

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +11,30 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from langmill.common.errors import UsageError
-from langmill.common.files import claimed, read_json
+from langmill.common.errors import LangmillError, UsageError
+from langmill.common.files import Lock, claimed, read_json, run_folder, sha256
 from langmill.common.metrics import Report
 from langmill.common.settings import ForgetSettings
-from langmill.data.forgotten import key_of, known_as, load, purge, save
+from langmill.data.forgotten import in_shards, key_of, known_as, load, purge, save, shard_known_as
+from langmill.data.shards import Shards
 from langmill.data.units import kept_batches
+from langmill.data.withdrawn import cleared, withdraw
 from langmill.jobs.prepare import VERSION, compose, manifest, settings_of
 from langmill.jobs.prepare_steps import recipe
+from langmill.jobs.prepared import LINEAGE, MANIFEST, SHARDS, named_in
 from langmill.jobs.report import shown
 from langmill.jobs.why import check_complete, found_in, full
+from langmill.text.document import text_hash
 
-_FILES = ("lineage.json", "shards.json")
+MODEL_RUN = "and its .run folder"
 
 
 def run(settings: ForgetSettings, *, quiet: bool = False) -> Report:
-    """Remove documents from the clean set, the units and what the report shows; name the models that saw them.
+    """Remove documents from the clean set, the units, what the report shows and the shards made of it; name the models
+    that saw them.
 
-    What was removed is recorded by keyed hashes of id and text. UsageError where nothing is named, or nothing found.
+    What was removed is recorded by keyed hashes of id and text. UsageError where nothing is named, or nothing found,
+    or shards are in use.
     """
     out = settings.folder
     value = manifest(out)
@@ -40,25 +47,66 @@ def run(settings: ForgetSettings, *, quiet: bool = False) -> Report:
         ids, texts = _named(settings, folder, plan)
         if not ids and not known["begun"]:
             raise UsageError(f"nothing in {out} is called or holds that: nothing was removed")
-        hashes = set(known["hashes"]) | {known_as(key, name) for name in (*ids, *texts)}
-        save(folder, hashes, begun=True)
+        now = {known_as(key, name) for name in (*ids, *texts)}
+        now |= {shard_known_as(key, text_hash(text)) for text in texts} | set(known["begun"])
+        hashes = set(known["hashes"]) | now
+        save(folder, hashes, now)
         made = settings_of(out, value)
         recipe_ = recipe(made, folder)
         removed = sum(purge(folder / "units" / unit, hashes, key, recipe_.shape) for unit in plan["units"])
-        saw = _saw(folder, key, ids)
+        saw = _saw(folder, now)
         compose(made, folder, recipe_, quiet, empty=True)
-        save(folder, hashes, begun=False)
-    roots = settings.models or [out.absolute().parent]
+        roots = settings.models or [out.absolute().parent]
+        touched, others = _reshard(out, roots, saw, hashes, key)
+        save(folder, hashes, set())
     models = sorted({where for root in roots for where in _trained(root, saw)})
     lines = [f"{out}: {shown(removed)} documents removed; they stay away when it is prepared again"]
-    lines += [f"made with them, remove or make again: {model}" for model in models]
+    lines += [f"{shown(count)} removed from the shards {where}" for where, count in touched.items()]
+    lines += [f"made with them, remove or make again: {model} ({MODEL_RUN})" for model in models]
+    lines += [f"shards that were not made from {out}, and hold the same text: {where}" for where in others]
     lines.append("their sources still hold them: remove them there too")
     return Report(
         out,
-        {"removed": removed, "models": len(models)},
+        {"removed": removed, "models": len(models), "shards": len(touched)},
         text="\n".join(lines),
-        extra={"models": models, "versions": saw},
+        extra={"models": models, "shards": touched, "others": others, "versions": saw},
     )
+
+
+def _reshard(
+    out: Path, roots: Sequence[Path], saw: Sequence[str], hashes: set[str], key: bytes
+) -> tuple[dict[str, int], list[str]]:
+    """Take documents out of the shards that were made from `out`: how many of which. And other shards that hold some.
+
+    UsageError where a run is writing shards: the removal stays begun, and the same command ends it.
+    """
+    touched, others, version = {}, [], sha256(out / MANIFEST)
+    for root in roots:
+        cleared(root)
+    for file in sorted({file.absolute() for root in roots for file in root.rglob(SHARDS)}):
+        folder, named = file.parent, set(named_in(file))
+        try:
+            with _held(folder):
+                gone_D = in_shards(Shards.open(folder, verify=False).hashes, hashes, key)
+                if gone_D.any() and named & set(saw):
+                    withdraw(folder, gone_D, [*(named - set(saw)), version])
+                    touched[folder.as_posix()] = int(gone_D.sum())
+                elif gone_D.any():
+                    others.append(folder.as_posix())
+        except LangmillError as error:
+            if not named & set(saw):
+                others.append(f"{folder.as_posix()} (perhaps: {error})")
+                continue
+            raise UsageError(
+                f"{folder} keeps what was to go: {error}; then end this with langmill data forget {out}"
+            ) from None
+    return touched, others
+
+
+def _held(shards: Path) -> AbstractContextManager[object]:
+    """The lock of the run that made shards: of `data shards`, or of the training whose run folder they lie in."""
+    run = shards.parent if shards.parent.suffix == ".run" else run_folder(shards)
+    return Lock(run / "lock") if run.is_dir() else nullcontext()
 
 
 def _named(settings: ForgetSettings, run: Path, plan: dict[str, Any]) -> tuple[set[str], set[str]]:
@@ -82,9 +130,9 @@ def _named(settings: ForgetSettings, run: Path, plan: dict[str, Any]) -> tuple[s
     return ids, texts
 
 
-def _saw(run: Path, key: bytes, ids: Sequence[str] | set[str]) -> list[str]:
-    """Hashes of the manifests whose clean sets held one of the documents."""
-    wanted = np.array([int(known_as(key, name)[:16], 16) for name in ids], np.uint64)
+def _saw(run: Path, hashes: Iterable[str]) -> list[str]:
+    """Hashes of the manifests whose clean sets held one of the documents, known as `hashes`."""
+    wanted = np.array([int(hash[:16], 16) for hash in hashes], np.uint64)
     found = []
     for file in sorted((run / "versions").glob("*.npy")):
         held = np.load(file, mmap_mode="r", allow_pickle=False)
@@ -94,11 +142,7 @@ def _saw(run: Path, key: bytes, ids: Sequence[str] | set[str]) -> list[str]:
 
 
 def _trained(root: Path, versions: Sequence[str]) -> Iterator[str]:
-    """Folders under `root` whose lineage.json or shards.json names one of the clean sets."""
-    if not versions:
-        return
-    for name in _FILES:
-        for file in root.rglob(name):
-            text = file.read_text(encoding="utf-8", errors="replace")
-            if file.is_file() and any(version in text for version in versions):
-                yield file.parent.as_posix()
+    """Folders under `root` whose lineage.json names one of the clean sets."""
+    for file in root.rglob(LINEAGE) if versions else ():
+        if set(named_in(file)) & set(versions):
+            yield file.parent.as_posix()

@@ -50,7 +50,7 @@ def recipe(settings: PrepareSettings, run: Path) -> Recipe:
         )
     shape = Shape(d.n, d.bands, d.rows) if d.exact or d.near is not None else None
     reads = tuple(_hash(file) for file in settings.rules.decontaminate)
-    return Recipe(settings.read, tuple(steps), shape, (Forget(run),), reads)
+    return Recipe(settings.read, tuple(steps), shape, (Forget(run.absolute()),), reads)
 
 
 def redaction(settings: PrepareSettings) -> Redact:

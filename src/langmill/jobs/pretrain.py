@@ -173,7 +173,7 @@ def prepare(settings: PretrainSettings, folder: Path, quiet: bool, most_bytes: i
         shards = Shards.open(made, expected=tokenizer.fingerprint)
     else:
         shards = text.make_shards(
-            source, tokenizer, folder / "shards", settings.data, folder / "errors.jsonl", quiet
+            source, tokenizer, folder / "shards", settings.data, folder / "errors.jsonl", quiet, settings.path
         )
     corpus = text.corpus(tokenizer, shards, settings.data.holdout)
     config, training = resolve(
@@ -293,6 +293,7 @@ def export(
         shards.bytes,
         hashlib.sha256(np.ascontiguousarray(shards.hashes).tobytes()).hexdigest(),
         shards.fingerprint,
+        shards.manifest.get("prepared", []),
     )
     parent = settings.from_model if isinstance(settings, PretrainSettings) else None
     results: dict[str, Any] = {"steps": outcome.steps, "tokens": outcome.tokens, "loss": outcome.loss}

@@ -99,7 +99,8 @@ def read(settings: QuickstartSettings, folder: Path, quiet: bool) -> tuple[Corpu
     tokenizer = text.train_tokenizer(
         source, TokenizerSettings(sample_bytes=SAMPLE_BYTES), folder / "tokenizer", quiet
     )
-    shards = text.make_shards(source, tokenizer, folder / "shards", data, folder / "errors.jsonl", quiet)
+    errors, paths = folder / "errors.jsonl", settings.text or []
+    shards = text.make_shards(source, tokenizer, folder / "shards", data, errors, quiet, paths)
     return text.corpus(tokenizer, shards, holdout), notes
 
 

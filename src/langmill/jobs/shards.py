@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from langmill.common.files import claimed
 from langmill.common.metrics import Report
+from langmill.common.progress import track
 from langmill.common.settings import ShardsSettings
-from langmill.data.readers import check_paths
-from langmill.jobs import corpus
+from langmill.data.pipeline import Ledger
+from langmill.data.readers import check_paths, read
+from langmill.data.shards import write_shards
+from langmill.jobs.prepared import prepared
 from langmill.jobs.report import bytes_shown, shown
 from langmill.jobs.tokenizer import find
 
@@ -14,15 +17,25 @@ from langmill.jobs.tokenizer import find
 def run(settings: ShardsSettings, *, quiet: bool = False) -> Report:
     """Read, encode and write; the private OUT.run holds errors.jsonl, with what was set aside and why.
 
-    OUT can be given to `langmill pretrain` any number of times. UsageError where it exists without --force.
+    Shards of a prepared folder name its version, so that `data forget` finds them. OUT can be given to
+    `langmill pretrain` any number of times. UsageError where it exists without --force.
     """
     check_paths(settings.path)
     tokenizer = find(settings.tokenizer)
     inputs = [*settings.path, settings.tokenizer]
     with claimed(settings.out, force=settings.force, inputs=inputs) as folder:
         errors = folder / "errors.jsonl"
-        source = corpus.files(settings.path, settings.data)
-        shards = corpus.make_shards(source, tokenizer, settings.out, settings.data, errors, quiet)
+        ledger = Ledger(errors)
+        with track("encoding", unit="B", quiet=quiet) as progress:
+            shards = write_shards(
+                read(settings.path, settings.data, ledger),
+                tokenizer,
+                settings.out,
+                shard_tokens=settings.data.shard_tokens,
+                ledger=ledger,
+                on_batch=lambda _, size: progress.advance(size),
+                prepared=prepared(settings.path),
+            )
         tokenizer.save(settings.out)
     dropped = {reason: count["documents"] for reason, count in shards.ledger["dropped"].items()}
     lines = [

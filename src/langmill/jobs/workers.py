@@ -11,15 +11,14 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from langmill.common.errors import DataError, MissingExtra
 from langmill.common.progress import track
 from langmill.common.settings import PrepareSettings
 from langmill.data.sources import Unit
 from langmill.data.units import Recipe, process
+from langmill.jobs.prepare_cluster import clustered
 
 _FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -52,7 +51,7 @@ def _done(
     todo: Sequence[Unit], recipe: Recipe, units: Path, settings: PrepareSettings
 ) -> Iterator[tuple[Unit, str]]:
     if settings.engine == "ray":
-        yield from _clustered(todo, recipe, units, settings.address)
+        yield from clustered(todo, recipe, units, settings, attempt)
         return
     workers = min(settings.workers or _cores(), len(todo))
     if workers == 1:
@@ -119,28 +118,3 @@ def _die_with_parent() -> None:
             os._exit(1)
 
         threading.Thread(target=watch, daemon=True).start()
-
-
-def _clustered(
-    todo: Sequence[Unit], recipe: Recipe, units: Path, address: str | None, runner: str = "ray"
-) -> Iterator[tuple[Unit, str]]:
-    """The same function mapped over the units by Daft, on a Ray cluster whose machines see the same disk."""
-    try:
-        import daft
-
-        if runner == "ray":
-            import_module("ray")
-    except ImportError as error:
-        package = "daft" if error.name == "daft" else "ray"
-        raise MissingExtra("data", package) from None
-    if runner == "ray":
-        daft.set_runner_ray(address)
-    place = units.absolute()
-
-    def do(number: int) -> str:
-        return attempt(todo[number], recipe, place)
-
-    frame: Any = daft.from_pydict({"unit": list(range(len(todo)))}).into_partitions(len(todo))
-    told = frame.with_column("told", frame["unit"].apply(do, return_dtype=daft.DataType.string()))
-    for number, reason in zip(*told.to_pydict().values(), strict=True):
-        yield todo[number], reason or ""
