@@ -20,7 +20,10 @@ gguf = pytest.importorskip("gguf")
 from langmill.common.errors import ModelError  # noqa: E402
 from langmill.families import folder, gpt2, llama  # noqa: E402
 from langmill.families.gguf import load_gguf  # noqa: E402
+from langmill.families.gguf_blocks import nibbles  # noqa: E402
 from langmill.families.gguf_file import read  # noqa: E402
+from langmill.infer.ready import ready  # noqa: E402
+from langmill.model.layers import Int4Embedding, Int4Linear, unpacked  # noqa: E402
 from langmill.text.chat import chat_ids  # noqa: E402
 
 Types = gguf.GGMLQuantizationType
@@ -177,6 +180,47 @@ def test_quantised_models_equal_transformers_on_the_same_weights(quantised: Any,
     with torch.inference_mode():
         assert (model(tokens) - theirs(tokens).logits).abs().max() < 1e-4
     assert load_gguf(path, dtype=torch.bfloat16)[0].tokens.weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "llama3-other", "gpt2"])
+@pytest.mark.parametrize("quantised", [Types.Q4_0, Types.Q4_1])
+def test_four_bits_that_stay_are_the_same_weights(name: str, quantised: Any, tmp_path: Path) -> None:
+    arch, shape = MODELS[name]
+    path = write(tmp_path / "model.gguf", arch, reference(shape), quantised)
+    kept, plain = folder.load(path, keep=True)[0], load_gguf(path)[0]
+    stayed = [name for name, layer in kept.named_modules() if isinstance(layer, Int4Linear | Int4Embedding)]
+    used = [ready(str(path), dtype, "cpu")[0].modules() for dtype in ("auto", "float32")]
+    assert [any(isinstance(layer, Int4Linear) for layer in layers) for layers in used] == [
+        bool(stayed),
+        False,
+    ]
+    assert bool(stayed) == (arch != "gpt2") and ("tokens" in stayed) == bool(stayed)
+    for layer in stayed:
+        assert torch.equal(kept.get_submodule(layer).weight, plain.get_submodule(layer).weight), layer
+    rest = {
+        name: weight for name, weight in plain.state_dict().items() if name.rpartition(".")[0] not in stayed
+    }
+    assert all(torch.equal(weight, kept.state_dict()[name]) for name, weight in rest.items())
+
+
+def test_supers_of_llama_cpp_stay_in_four_bits(tmp_path: Path) -> None:
+    """Q4_K, which the gguf package reads and does not write: blocks of arbitrary bytes, steps and minima in range."""
+    rng = np.random.default_rng(0)
+    blocks = rng.integers(0, 256, (64, 3, 144), dtype=np.uint8)
+    blocks[..., :4] = rng.uniform(1e-4, 1e-2, (64, 3, 2)).astype(np.float16).view(np.uint8)
+    writer = gguf.GGUFWriter(tmp_path / "k.gguf", "llama")
+    writer.add_tensor("k", blocks.reshape(64, -1), raw_dtype=Types.Q4_K)
+    blocks = blocks.copy()
+    blocks[5, 1, :2] = np.array([6e4], np.float16).view(np.uint8)  # 63 of these are beyond float16's largest
+    writer.add_tensor("wide", blocks.reshape(64, -1), raw_dtype=Types.Q4_K)
+    finish(writer)
+    file = read(tmp_path / "k.gguf")
+    kept = nibbles(file, "k")
+    assert kept is not None and kept.lows is not None and nibbles(file, "wide") is None
+    weight, exact = unpacked(*kept, torch.float32), torch.from_numpy(file.dequantize("k"))
+    assert weight.shape == (64, 768)
+    most_OG = 2.0**-11 * (15.1 * kept.steps.float() + kept.lows.float().abs())  # of float16's rounding
+    assert ((weight - exact).abs().unflatten(1, (-1, 32)) <= most_OG[..., None]).all()
 
 
 @pytest.mark.parametrize(

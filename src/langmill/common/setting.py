@@ -33,7 +33,10 @@ Device = Annotated[str, Field(description="cpu, cuda, cuda:1 or mps; auto: a GPU
 Threads = Annotated[int | None, Field(ge=1, description="CPU threads; none: one for each physical core")]
 UseDtype = Annotated[
     Literal["auto", "float32", "bfloat16"],
-    Field(description="number type; auto: float32 on a CPU, the file's own on a GPU"),
+    Field(
+        description="number type; auto: float32 on a CPU, where 4-bit matrices of a .gguf file stay in 4 bits, and the "
+        "file's own on a GPU"
+    ),
 ]
 VocabularySize = Annotated[
     Count | None,

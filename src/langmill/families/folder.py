@@ -32,13 +32,17 @@ STARTS = ("decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id"
 
 
 def load(
-    where: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+    where: str | Path,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    keep: bool = False,
 ) -> tuple[Model, Tokenizer | None]:
     """A model and its tokenizer from a folder, a .gguf file or a hub id ("name/model[@revision]").
 
     The folder may hold a PEFT adapter: then it is loaded onto the model that it names.
 
-    dtype: the type that the weights are brought to. The tokenizer is None where the folder has none.
+    dtype: the type that the weights are brought to. keep: the matrices that a .gguf file holds in 4 bits stay so
+    (`Int4Linear`); those of a compressed folder always do. The tokenizer is None where the folder has none.
     ModelError says which file and tensor is wrong; nothing is allocated before the shapes agree.
     """
     from langmill.families.hub import resolve
@@ -47,7 +51,7 @@ def load(
     if path.suffix == ".gguf":
         from langmill.families.gguf import load_gguf
 
-        return load_gguf(path, dtype=dtype, device=device)
+        return load_gguf(path, dtype=dtype, device=device, keep=keep)
     from langmill.families import peft
 
     if peft.is_adapter(path):
@@ -111,8 +115,12 @@ def assemble(
     read: Callable[[str], Tensor],
     where: Path,
     dtype: torch.dtype,
+    fill: Callable[..., None] | None = None,
 ) -> Model:
-    """A model of family file `kind` from its foreign configuration and tensors: the one way in, for every format."""
+    """A model of family file `kind` from its foreign configuration and tensors: the one way in, for every format.
+
+    fill: fills the model in place of `weights.load`, with the same arguments.
+    """
     try:
         config = kind.config(theirs)
         if isinstance(config, ModelConfig):
@@ -130,7 +138,7 @@ def assemble(
         model: Model = LSTM(config) if isinstance(config, LSTMConfig) else Transformer(config)
     again = isinstance(config, ModelConfig) and model.head is None  # the tied matrix stored twice
     ignored = (*kind.IGNORED, re.escape(kind.HEAD)) if again else kind.IGNORED
-    fill = quantised.load if theirs.get("quantization_config") else weights.load
+    fill = fill or (quantised.load if theirs.get("quantization_config") else weights.load)
     fill(model, kind.rules(config), names, read, ignored, where, dtype)
     return model.eval()
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import re
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ import torch
 from torch import Tensor
 
 from langmill.common.errors import ModelError
-from langmill.families import family, folder
+from langmill.families import family, folder, quantised
+from langmill.families.gguf_blocks import Nibbles, nibbles
 from langmill.families.gguf_file import File, read, scalar
 from langmill.families.gguf_tokenizer import build
+from langmill.families.weights import Rule
 from langmill.model.config import Config
 from langmill.text.tokenizer import Tokenizer
 
@@ -65,9 +68,11 @@ def load_gguf(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     pre: str | None = None,
+    keep: bool = False,
 ) -> tuple[folder.Model, Tokenizer | None]:
     """The model of a .gguf file, dequantised, and the tokenizer that it carries (None where it carries none).
 
+    keep: matrices in Q4_0, Q4_1 and Q4_K stay in 4 bits (not GPT-2's, which lie the other way round).
     pre: the name of the tokenizer's pre-tokenizer, in place of the file's own.
     Raises ModelError naming the field or tensor that is wrong or not supported; MissingExtra without `gguf`.
     """
@@ -75,11 +80,39 @@ def load_gguf(
     kind = family(theirs["model_type"], file.path)
     names = {_rename(name, file.metadata["general.architecture"]): name for name in _weights(file)}
     order = [names[r.theirs] for r in kind.rules(config) if r.theirs in names]
-    with _Ahead(order, lambda name: _tensor(file, name, theirs)) as fetch:
-        model = folder.assemble(kind, theirs, names, lambda name: fetch(names[name]), file.path, dtype)
+    keep = keep and theirs["model_type"] != "gpt2"
+    with _Ahead(order, lambda name: _tensor(file, name, theirs, keep)) as fetch:
+        model = folder.assemble(
+            kind, theirs, names, lambda name: fetch(names[name]), file.path, dtype, _fill if keep else None
+        )
     if tokenizer is not None:
         folder.check_match(model.config, tokenizer, file.path)
     return model.to(device), tokenizer
+
+
+def _fill(
+    model: Any,
+    rules: Sequence[Rule],
+    names: Iterable[str],
+    read: Callable[[str], Tensor | Nibbles],
+    ignored: Sequence[str],
+    where: Path,
+    dtype: torch.dtype,
+) -> None:
+    """`weights.load` of a file of which some matrices stay in 4 bits."""
+    there, held, made = set(names), dict[str, Tensor](), dict[str, Any]()
+    for r in rules:
+        if r.theirs not in there:
+            continue  # which `weights.load` reports
+        got = read(r.theirs)
+        if isinstance(got, Nibbles):
+            shape = (len(got.codes), 2 * got.codes.shape[1])
+            made |= quantised.layers(model, r, shape, partial(Nibbles._make, got), where)
+            there.remove(r.theirs)
+        else:
+            held[r.theirs] = got
+    plain = [r for r in rules if r.theirs in held or r.theirs not in set(names)]
+    quantised.place(model, made, plain, there, held.__getitem__, ignored, where, dtype)
 
 
 def outline_gguf(path: Path) -> tuple[Config, Tokenizer | None]:
@@ -264,12 +297,16 @@ def _rename(name: str, arch: str) -> str:
     return f"{stem.format(match[1])}.{match[3]}"
 
 
-def _tensor(file: File, name: str, theirs: Mapping[str, Any]) -> Tensor:
-    """One tensor as the Hugging Face folder holds it."""
-    weight = torch.from_numpy(file.dequantize(name))
+def _tensor(file: File, name: str, theirs: Mapping[str, Any], keep: bool = False) -> Tensor | Nibbles:
+    """One tensor as the Hugging Face folder holds it; keep: in the file's 4 bits where it has them."""
     part = name.rpartition("blk.")[2].split(".")[1:2]
+    heads = None
     if file.metadata["general.architecture"] == "llama" and part in (["attn_q"], ["attn_k"]):
         heads = theirs["num_attention_heads" if part == ["attn_q"] else "num_key_value_heads"]
+    if keep and (kept := nibbles(file, name)) is not None:
+        return kept if heads is None else kept.moved(lambda x: half_split(x, heads))
+    weight = torch.from_numpy(file.dequantize(name))
+    if heads is not None:
         return half_split(weight, heads)
     if theirs["model_type"] == "gpt2" and _rename(name, "gpt2").endswith(_CONV1D):
         return weight.t()
@@ -287,22 +324,22 @@ def half_split(weight: Tensor, heads: int) -> Tensor:
 class _Ahead:
     """Work on a list of names in threads, a few ahead of where the caller takes results in the list's order."""
 
-    def __init__(self, names: Sequence[str], work: Callable[[str], Tensor]) -> None:
+    def __init__(self, names: Sequence[str], work: Callable[[str], Any]) -> None:
         threads = max(1, min(4, torch.get_num_threads()))
         self._work, self._waiting = work, deque(names)
         self._pool, self._started, self._depth = (
             ThreadPoolExecutor(threads),
-            dict[str, Future[Tensor]](),
+            dict[str, Future[Any]](),
             4 * threads,
         )
 
-    def __enter__(self) -> Callable[[str], Tensor]:
+    def __enter__(self) -> Callable[[str], Any]:
         return self._take
 
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _take(self, name: str) -> Tensor:
+    def _take(self, name: str) -> Any:
         while self._waiting and len(self._started) < self._depth:
             ahead = self._waiting.popleft()
             self._started[ahead] = self._pool.submit(self._work, ahead)

@@ -105,17 +105,31 @@ def load(
         if stem + PACKED in there:
             held = {part: read(stem + part) for part in (PACKED, SCALE, SHAPE, ZERO) if stem + part in there}
             there -= {stem + part for part in held}
-            made |= _layers(model, r, held, where)
+            made |= _packed(model, r, held, where)
         elif steps is not None and r.ours == (f"{EMBEDDING}.weight",) and r.theirs in there:
             there.remove(r.theirs)
             made[EMBEDDING] = _embedding(read(r.theirs), steps, where / OWN)
         else:
             plain.append(r)
+    place(model, made, plain, there, read, ignored, where, dtype)
+
+
+def place(
+    model: nn.Module,
+    made: Mapping[str, Any],
+    plain: Sequence[Rule],
+    names: Iterable[str],
+    read: Callable[[str], Tensor],
+    ignored: Sequence[str],
+    where: Path,
+    dtype: torch.dtype,
+) -> None:
+    """Put rounded layers that are `made`, by name, into a model and fill the rest of it by `weights.load`."""
     for name in made:  # meanwhile nothing but a bias is there to be filled
         hole: Any = nn.Module()
         hole.bias = getattr(model.get_submodule(name), "bias", None)
         _put(model, name, hole)
-    weights.load(model, plain, there, read, ignored, where, dtype)
+    weights.load(model, plain, names, read, ignored, where, dtype)
     for name, layer in made.items():
         if (bias := getattr(model.get_submodule(name), "bias", None)) is not None:
             layer.bias = bias
@@ -127,24 +141,37 @@ def _put(model: nn.Module, name: str, layer: nn.Module) -> None:
     setattr(model.get_submodule(parent), leaf, layer)
 
 
-def _layers(model: nn.Module, r: Rule, held: Mapping[str, Tensor], where: Path) -> dict[str, nn.Module]:
+def _packed(model: nn.Module, r: Rule, held: Mapping[str, Tensor], where: Path) -> dict[str, nn.Module]:
     """Our layers of one packed matrix of theirs, by name."""
     stem = r.theirs.removesuffix(".weight")
-    names = [name.removesuffix(".weight") for name in r.ours]
     if SCALE not in held or SHAPE not in held:
         raise ModelError(f"{where}: {stem} has a {PACKED}, but no {SCALE if SCALE not in held else SHAPE}")
+    shape = tuple(held[SHAPE].tolist())
+    return layers(model, r, shape, lambda: _opened(held, shape, f"{where}: {stem}"), where)
+
+
+def layers(
+    model: nn.Module,
+    r: Rule,
+    shape: tuple[int, ...],
+    parts: Callable[[], tuple[Tensor, Tensor, Tensor | None]],
+    where: Path,
+) -> dict[str, nn.Module]:
+    """Layers of the rule's names that hold `parts` (codes, steps, lows) of a matrix of that shape, split among them.
+
+    ModelError where one of them is not a linear layer nor the embedding, or needs another shape.
+    """
+    stem, names = r.theirs.removesuffix(".weight"), [name.removesuffix(".weight") for name in r.ours]
     plain: list[Any] = [model.get_submodule(name) for name in names]
     if not all(isinstance(layer, nn.Linear) for layer in plain) and names != [EMBEDDING]:
         raise ModelError(f"{where}: {stem} is packed, and is neither a linear layer nor the embedding")
     outputs, inputs = [len(layer.weight) for layer in plain], int(plain[0].weight.shape[1])
-    shape = tuple(held[SHAPE].tolist())
     if shape != (sum(outputs), inputs):
         raise ModelError(
             f"{where}: {stem} has shape {shape}, {' + '.join(r.ours)} need {(sum(outputs), inputs)}"
         )
-    parts = _opened(held, shape, f"{where}: {stem}")
     pieces = zip(
-        *(part.split(outputs) if part is not None else [None] * len(outputs) for part in parts), strict=True
+        *(part.split(outputs) if part is not None else [None] * len(outputs) for part in parts()), strict=True
     )
     return {
         name: _layer(names == [EMBEDDING], inputs, list(piece))

@@ -24,7 +24,8 @@ def ready(
 ) -> tuple[Model, Tokenizer]:
     """The model and tokenizer at `where`, for use.
 
-    dtype: float32, bfloat16, or auto: float32 on a CPU, the file's own elsewhere. device: auto takes a GPU
+    dtype: float32, bfloat16, or auto: float32 on a CPU, where the 4 bits of a .gguf file stay as they are, and the
+    file's own elsewhere. device: auto takes a GPU
     where there is one. threads: CPU threads of this process, None for torch's own choice. adapter: folder of a
     PEFT adapter to put onto the model; a tokenizer beside it takes the place of the model's.
     ModelError where the model has no tokenizer or the adapter is not one of its, SettingsError where the device
@@ -38,7 +39,7 @@ def ready(
     else:
         chosen = torch.float32 if place.type == "cpu" else _stored(where)
     if adapter is None:
-        model, tokenizer = load(where, dtype=chosen, device=place)
+        model, tokenizer = load(where, chosen, place, keep=dtype == "auto" and place.type == "cpu")
     elif peft.is_adapter(adapter):
         model, tokenizer = peft.load_adapted(adapter, where, chosen, place)
     else:
