@@ -8,6 +8,7 @@
 // Quantised products take inputs rounded to 8 bits in groups of 32; inside a group all is integer arithmetic.
 // A row's result never depends on the other rows: each output is summed in one order, whatever the tile.
 #include <atomic>
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -545,6 +546,26 @@ struct Call {
     }
 };
 
+// Where the first thread's time goes. Built with -DTIMED (`scripts/bench token_time`); else nothing of it is there.
+enum Part { NORMS, PRODUCTS, ROTARY, ATTENTION, HEAD, WAITING, PARTS };
+struct Clock {
+#if defined(TIMED)
+    std::chrono::steady_clock::time_point last;
+    double seconds[PARTS] = {};
+    void begin(int me) {
+        if (me == 0) last = std::chrono::steady_clock::now();
+    }
+    void spent(int me, Part part) {
+        if (me) return;
+        const auto now = std::chrono::steady_clock::now();
+        seconds[part] += std::chrono::duration<double>(now - last).count(), last = now;
+    }
+#else
+    void begin(int) {}
+    void spent(int, Part) {}
+#endif
+};
+
 struct Model {
     Shape s;
     std::vector<Layer> layers;
@@ -553,6 +574,7 @@ struct Model {
     Cache<float> wide;
     Cache<int8_t> narrow;
     std::vector<std::vector<float>> scores;
+    Clock clock;
 
     explicit Model(const Shape& shape) : s(shape), layers(shape.layer, shape.layer + shape.layers), team(shape.threads) {
         for (Rows* rows : {&x, &h}) rows->make(s.tokens, s.dim);
@@ -656,19 +678,25 @@ struct Model {
         }
     }
 
+    void met(int me, Part part) {  // `part` is done by all
+        clock.spent(me, part);
+        team.meet();
+        clock.spent(me, WAITING);
+    }
+
     void block(const Call& c, int number, int me) {
         const Layer& l = layers[number];
         const Layer* before = number ? &layers[number - 1] : nullptr;
         auto [row0, row1] = team.share(me, c.n);
         prepare(s.post ? (before ? &before->mlp_norm : nullptr) : &l.attention_norm, row0, row1);
-        team.meet();
+        met(me, NORMS);
         const int qp = l.q.panels(), kp = l.k.panels(), vp = l.v.panels();
         auto [p0, p1] = team.share(me, qp + kp + vp);
         auto within = [](int at, int most) { return at < 0 ? 0 : at > most ? most : at; };
         product(l.q, h, c.n, q.values.data(), q.width, false, within(p0, qp), within(p1, qp));
         product(l.k, h, c.n, k.values.data(), k.width, false, within(p0 - qp, kp), within(p1 - qp, kp));
         product(l.v, h, c.n, v.values.data(), v.width, false, within(p0 - qp - kp, vp), within(p1 - qp - kp, vp));
-        team.meet();
+        met(me, PRODUCTS);
         for (int r = row0; r < row1; r++) {
             for (int i = 0; i < s.heads; i++) turn(q.row(r) + i * s.head_dim, l.q_norm, c.position(r));
             for (int g = 0; g < s.kv_heads; g++) {
@@ -679,23 +707,23 @@ struct Model {
                 else wide.write(at, int(c.places[r]), key, v.row(r) + g * s.head_dim);
             }
         }
-        team.meet();
+        met(me, ROTARY);
         auto [t0, t1] = team.share(me, c.n * s.heads);
         if (s.kv_bits == 8) attend(narrow, c, number, t0, t1, scores[me]);
         else attend(wide, c, number, t0, t1, scores[me]);
-        team.meet();
+        met(me, ATTENTION);
         for (int r = row0; r < row1; r++) mixed.round(r, 0, mixed.width);
-        team.meet();
+        met(me, NORMS);
         auto [o0, o1] = team.share(me, l.o.panels());
         product(l.o, mixed, c.n, x.values.data(), x.width, true, o0, o1);
-        team.meet();
+        met(me, PRODUCTS);
         prepare(s.post ? &l.attention_norm : &l.mlp_norm, row0, row1);
-        team.meet();
+        met(me, NORMS);
         perceive(l, c.n, me);
-        team.meet();
+        met(me, PRODUCTS);
         auto [d0, d1] = team.share(me, l.down.panels());
         product(l.down, inner, c.n, x.values.data(), x.width, true, d0, d1);
-        team.meet();
+        met(me, PRODUCTS);
     }
 
     void perceive(const Layer& l, int n, int me) {  // inner = act(gate) * up, rounded where it is made
@@ -721,6 +749,7 @@ struct Model {
     }
 
     void pass(const Call& c, int me) {
+        clock.begin(me);
         auto [row0, row1] = team.share(me, c.n);
         for (int r = row0; r < row1; r++) embed(c.ids[r], c.position(r), x.row(r));
         for (int layer = 0; layer < s.layers; layer++) block(c, layer, me);
@@ -735,9 +764,10 @@ struct Model {
                 for (int d = 0; d < s.dim; d++) last.row(w)[d] *= s.head_scale;
             last.round(w, 0, last.width);
         }
-        team.meet();
+        met(me, HEAD);
         auto [p0, p1] = team.share(me, s.head.panels());
         product(s.head, last, c.wanted, c.logits, size_t(s.head.panels()) * LANES, false, p0, p1);
+        clock.spent(me, HEAD);
     }
 };
 
@@ -811,4 +841,7 @@ void model_run(void* model, const Call* call) {
     Model& m = *(Model*)model;
     m.team.run([&](int me) { m.pass(*call, me); });
 }
+#if defined(TIMED)
+void model_times(void* model, double* seconds) { memcpy(seconds, ((Model*)model)->clock.seconds, sizeof(double) * PARTS); }
+#endif
 }
