@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from fake_engine import (
     BROKEN,
     LENGTH,
@@ -25,10 +26,13 @@ from fake_engine import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import chisquare
 
 from langmill.common.errors import ModelError, QueueFull, SettingsError, UsageError
 from langmill.infer.engine import Engine
-from langmill.infer.request import Event, Request
+from langmill.infer.pick import pick
+from langmill.infer.request import Event, Live, Request
+from langmill.infer.sampling import keep_top_p
 
 SAMPLED = {"temperature": 1.0, "top_p": 0.9}
 WAYS: list[dict[str, Any]] = [
@@ -294,6 +298,23 @@ def test_a_constraint_allows_what_it_says_until_it_is_done(packed: bool, way: di
     ids = found.pop(bound).ids
     assert len(ids) == 4 and ids[0] in (5, 33) and ids[1] == 8 and ids[3] in (11, 12)
     check(numbers, found)
+
+
+@pytest.mark.parametrize("filters", [{}, {"top_p": 0.8}])
+def test_draws_under_a_constraint_are_those_of_masked_scores(filters: dict[str, Any]) -> None:
+    scores_V = torch.tensor([2.0, 1.5, 1.0, 0.5, 0.0, -1.0])
+    free = {1, 3, 4, 5}
+    live = Live(
+        0, request([0], constraint=Steps(free, packed=False), temperature=0.7, **filters), np.array([0])
+    )
+    live.numbers = random.Random(0)
+    masked_V = scores_V / 0.7
+    masked_V[[0, 2]] = -torch.inf
+    wanted_V = (keep_top_p(masked_V[None], 0.8)[0] if filters else masked_V).double().softmax(-1).numpy()
+    draws = [pick([live], scores_V[None].clone())[0].id for _ in range(5000)]
+    seen_V = np.bincount(draws, minlength=6)
+    likely = wanted_V > 0
+    assert not seen_V[~likely].any() and chisquare(seen_V[likely], 5000 * wanted_V[likely]).pvalue > 1e-3
 
 
 def test_an_impossible_or_broken_constraint_ends_its_request_alone() -> None:
