@@ -14,7 +14,9 @@ def test_the_doctor_says_what_is_here(
     monkeypatch.setattr(
         doctor, "matmul_flops", lambda dtypes, device, tick: {"float32": 3e11, "bfloat16": 2e11}
     )
+    monkeypatch.setattr(doctor, "not_built", lambda: "there is no C++ compiler here (g++)")
     report = doctor.run(quiet=True)
+    assert "torch writes instead: there is no C++ compiler here (g++)" in report.text
     assert report.figures["matmul_gflops_float32"] == 300.0 and report.figures["memory_bytes"] > 0
     assert "float32 is the fast type here" in report.text and torch.__version__ in report.text
     assert capsys.readouterr().err == ""

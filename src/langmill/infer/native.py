@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from langmill.infer.native_build import NotBuilt, library
+from langmill.infer.native_build import library, not_built
 from langmill.model.config import Learned, Rope, Sinusoidal, StackConfig
 from langmill.model.positions import rotary, sinusoids
 from langmill.model.transformer import Stack, Transformer
@@ -77,11 +77,7 @@ def refusal(model: Any) -> str | None:
         return "attention with learned distances does not run there"
     if model.head_dense is not None and model.config.writes:
         return "an output layer with a dense layer before it does not run there"
-    try:
-        library()
-    except NotBuilt as reason:
-        return str(reason)
-    return None
+    return not_built()
 
 
 class NativeRunner:

@@ -50,6 +50,15 @@ def library(*more: str) -> ctypes.CDLL:
         raise NotBuilt(f"{built} cannot be loaded: {reason}") from None
 
 
+def not_built() -> str | None:
+    """Why the library cannot be had on this machine; None where it can."""
+    try:
+        library()
+    except NotBuilt as reason:
+        return str(reason)
+    return None
+
+
 def _said(command: list[str]) -> str:
     try:
         done = subprocess.run(

@@ -17,6 +17,7 @@ from langmill.common.files import free_bytes
 from langmill.common.machine import available_bytes, cores, memory_bytes
 from langmill.common.metrics import Report
 from langmill.common.progress import track
+from langmill.infer.native_build import not_built
 
 COMPILERS = ("g++", "clang++", "cl")
 
@@ -27,6 +28,7 @@ def run(*, quiet: bool = False) -> Report:
     with track("measuring matrix products", unit="products", quiet=quiet) as progress:
         rates = matmul_flops((torch.float32, torch.bfloat16), device, progress.advance)
     compiler = next((name for name in COMPILERS if shutil.which(name)), None)
+    slow = not_built()
     extras = installed_extras()
     lines = [
         ("langmill", __version__),
@@ -41,6 +43,7 @@ def run(*, quiet: bool = False) -> Report:
             "torch.compile",
             f"works with {compiler}" if compiler else "off: install a C++ compiler (g++ or clang++)",
         ),
+        ("fast decoding", f"off, torch writes instead: {slow}" if slow else "the C++ pass is built and runs here"),
     ]
     width = max(len(name) for name, _ in lines)
     text = [f"{name:{width}}  {value}" for name, value in lines]
@@ -62,6 +65,7 @@ def run(*, quiet: bool = False) -> Report:
             "python": platform.python_version(),
             "torch": torch.__version__,
             "compiler": compiler,
+            "fast_decoding": slow is None,
             "devices": accelerators(),
             "extras": {name: not missing for name, missing in extras.items()},
         },
