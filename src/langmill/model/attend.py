@@ -38,6 +38,10 @@ def attend(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, seen: Seen, scale: fl
             q_BHTD, k_BGSD, v_BGSD, attn_mask=seen.mask, is_causal=causal, scale=scale, enable_gqa=grouped
         )
     rows, (queries, keys), alone = len(q_BHTD), seen.cuts, Seen(causal=seen.causal)
+    if short.tiny(q_BHTD, k_BGSD, len(queries)):  # in float32, of which autocast would know nothing
+        with torch.autocast(q_BHTD.device.type, enabled=False):
+            wide = attend(q_BHTD.float(), k_BGSD.float(), v_BGSD.float(), seen, scale)
+        return wide.to(q_BHTD.dtype)
     sides = ((q_BHTD, queries), (k_BGSD, keys), (v_BGSD, keys))
     parts = [_flat(x).split(list(cuts), dim=2) for x, cuts in sides]
     mixed = []

@@ -12,15 +12,31 @@ import torch
 from torch import Tensor
 
 LONGEST = 384  # tokens; beyond it the flash kernel wins
+TINY = (
+    64  # tokens of a document, on average: with fewer the flash kernel wins, in float32, by its single call
+)
+
+
+def tiny(q_BHTD: Tensor, k_BGSD: Tensor, documents: int) -> bool:
+    """Whether packed documents are so short that the number of calls is what counts (0.2 to 0.5 of the time)."""
+    tokens = len(q_BHTD) * max(q_BHTD.shape[2], k_BGSD.shape[2])
+    return tokens < TINY * documents and _narrow_on_cpu(q_BHTD) and _learning(q_BHTD, k_BGSD)
+
+
+def _learning(q_BHTD: Tensor, k_BGSD: Tensor) -> bool:
+    return torch.is_grad_enabled() and (q_BHTD.requires_grad or k_BGSD.requires_grad)
+
+
+def _narrow_on_cpu(q_BHTD: Tensor) -> bool:
+    cpu = q_BHTD.dtype == torch.bfloat16 and q_BHTD.device.type == "cpu"
+    return cpu and not torch.compiler.is_compiling()
 
 
 def suits(q_BHTD: Tensor, k_BGSD: Tensor) -> bool:
     """Whether `attend_short` is the faster way for these."""
-    learning = torch.is_grad_enabled() and (q_BHTD.requires_grad or k_BGSD.requires_grad)
     tokens = q_BHTD.shape[2], k_BGSD.shape[2]
     small = min(tokens) > 0 and max(tokens) <= LONGEST  # one side of a padded pair may have none
-    plain = q_BHTD.dtype == torch.bfloat16 and q_BHTD.device.type == "cpu"
-    return learning and small and plain and not torch.compiler.is_compiling()
+    return small and _narrow_on_cpu(q_BHTD) and _learning(q_BHTD, k_BGSD)
 
 
 def attend_short(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, causal: bool, scale: float) -> Tensor:

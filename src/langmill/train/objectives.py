@@ -49,8 +49,8 @@ def head_loss(h_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, bias_V: Tensor
     2.3 for 4096 x 576 and 49,152 words. Measured on CPU, 4096 x 384 and 8192 words: in float32 torch's
     chunked kernel takes 0.75 to 0.8 of the plain time (its own choice of chunk, 128, takes longer than 1024,
     which does as well as 2048). In mixed precision that kernel works in float32, or else sums losses in
-    bfloat16, so there the scores are made whole; where they are too many, in chunks that the backward pass
-    makes again, for 1.03 to 1.07 of a step's time.
+    bfloat16. There a CPU has `_Head`, 0.67 of the plain time. Elsewhere the scores are made whole, or where they
+    are too many, in chunks that the backward pass makes again, for 1.03 to 1.07 of a step's time.
     """
 
     weight_VD = weight_VD.to(h_ND.dtype)  # a frozen embedding may be narrower
@@ -68,6 +68,10 @@ def head_loss(h_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, bias_V: Tensor
         retain = torch.compiler.is_compiling()  # compiled code cannot have it otherwise
         options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=CHUNK, allow_retain_graph=retain)
         return plain(h_ND, targets_N, options)
+    if h_ND.device.type == "cpu" and h_ND.requires_grad and not torch.compiler.is_compiling():
+        scored = targets_N != IGNORED
+        total: Tensor = _Head.apply(h_ND[scored], weight_VD, targets_N[scored], bias_V)  # type: ignore[no-untyped-call]
+        return total
     if len(h_ND) * len(weight_VD) <= WHOLE:
         return plain(h_ND, targets_N)
     pieces = zip(h_ND.split(CHUNK), targets_N.split(CHUNK), strict=True)
@@ -91,6 +95,27 @@ def frozen_costs(h_KD: Tensor, weight_VD: Tensor, targets_K: Tensor, bias_V: Ten
     return costs_K
 
 
+def _errors(
+    h_CD: Tensor, weight_VD: Tensor, targets_C: Tensor, bias_V: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """-ln softmax(h Wᵀ + b)[target] of each row (C,), and softmax - onehot (C, V): what the scores' gradient is."""
+    z_CV = F.linear(h_CD, weight_VD, bias_V).float()
+    p_CV = torch.softmax(z_CV, dim=-1)
+    best_C1, place_C1 = z_CV.max(dim=-1, keepdim=True)
+    target_C1 = targets_C[:, None]
+    # ln of the sum, from the largest score's own share of it: no underflow, and no second pass of exp
+    log_sum_C1 = best_C1 - p_CV.gather(1, place_C1).log()
+    costs_C = (log_sum_C1 - z_CV.gather(1, target_C1))[:, 0]
+    del z_CV  # before a product takes p in its own type
+    return costs_C, p_CV.scatter_add_(1, target_C1, torch.full_like(log_sum_C1, -1.0))
+
+
+def _narrow(weight_VD: Tensor) -> Tensor:
+    """In the type that products take: once, not for every chunk."""
+    kind = weight_VD.device.type
+    return weight_VD.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else weight_VD
+
+
 class _FrozenHead(torch.autograd.Function):
     """-ln softmax(h Wᵀ + b)[target] of each row; d/dh = (softmax - onehot) W."""
 
@@ -99,20 +124,11 @@ class _FrozenHead(torch.autograd.Function):
         ctx: Any, h_KD: Tensor, weight_VD: Tensor, targets_K: Tensor, bias_V: Tensor | None
     ) -> Tensor:
         costs_K, gradient_KD = h_KD.new_empty(len(h_KD), dtype=torch.float32), torch.empty_like(h_KD)
-        if torch.is_autocast_enabled(h_KD.device.type):  # once, not for every chunk
-            weight_VD = weight_VD.to(torch.get_autocast_dtype(h_KD.device.type))
+        weight_VD = _narrow(weight_VD)
         for at in range(0, len(h_KD), FROZEN_CHUNK):
             rows = slice(at, at + FROZEN_CHUNK)
-            z_CV = F.linear(h_KD[rows], weight_VD, bias_V).float()
-            p_CV = torch.softmax(z_CV, dim=-1)
-            best_C1, place_C1 = z_CV.max(dim=-1, keepdim=True)
-            target_C1 = targets_K[rows, None]
-            # ln of the sum, from the largest score's own share of it: no underflow, and no second pass of exp
-            log_sum_C1 = best_C1 - p_CV.gather(1, place_C1).log()
-            costs_K[rows] = (log_sum_C1 - z_CV.gather(1, target_C1))[:, 0]
-            del z_CV  # before the product takes p in its own type
-            p_CV.scatter_add_(1, target_C1, torch.full_like(log_sum_C1, -1.0))
-            gradient_KD[rows] = torch.matmul(p_CV, weight_VD).to(h_KD.dtype)  # autocast chooses the type
+            costs_K[rows], error_CV = _errors(h_KD[rows], weight_VD, targets_K[rows], bias_V)
+            gradient_KD[rows] = torch.matmul(error_CV, weight_VD).to(h_KD.dtype)  # autocast chooses the type
         ctx.save_for_backward(gradient_KD)
         return costs_K
 
@@ -120,3 +136,36 @@ class _FrozenHead(torch.autograd.Function):
     def backward(ctx: Any, gradient_K: Tensor) -> tuple[Tensor, None, None, None]:
         (saved_KD,) = ctx.saved_tensors
         return (gradient_K[:, None] * saved_KD).to(saved_KD.dtype), None, None, None
+
+
+class _Head(torch.autograd.Function):
+    """The sum of `_FrozenHead`'s rows, and the gradients of the matrix and the bias too, made with the scores in chunks
+    that stay in the processor's cache."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, h_KD: Tensor, weight_VD: Tensor, targets_K: Tensor, bias_V: Tensor | None
+    ) -> Tensor:
+        gradient_KD, narrow_VD = torch.empty_like(h_KD), _narrow(weight_VD)
+        own_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
+        own_V = None if bias_V is None else torch.zeros_like(bias_V, dtype=torch.float32)
+        total, chunk = h_KD.new_zeros((), dtype=torch.float32), min(max(len(weight_VD) // 32, 256), CHUNK)
+        for at in range(0, len(h_KD), chunk):
+            h_CD = h_KD[at : at + chunk].to(narrow_VD.dtype)
+            costs_C, error_CV = _errors(h_CD, narrow_VD, targets_K[at : at + chunk], bias_V)
+            total += costs_C.sum()
+            if own_V is not None:
+                own_V += error_CV.sum(0)
+            narrow_CV = error_CV.to(narrow_VD.dtype)
+            gradient_KD[at : at + chunk] = torch.mm(narrow_CV, narrow_VD)
+            own_VD += torch.mm(narrow_CV.T, h_CD)
+        ctx.save_for_backward(gradient_KD, own_VD, own_V)
+        ctx.dtypes = weight_VD.dtype, None if bias_V is None else bias_V.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        saved_KD, own_VD, own_V = ctx.saved_tensors
+        weights, bias = ctx.dtypes
+        own_V = None if own_V is None else (gradient * own_V).to(bias)
+        return (gradient * saved_KD).to(saved_KD.dtype), (gradient * own_VD).to(weights), None, own_V
