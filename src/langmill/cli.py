@@ -187,7 +187,9 @@ def _execute(call: Call, as_json: bool) -> tuple[Report, float]:
         module, name = call.row.preview.split(":")
     function = getattr(importlib.import_module(f"langmill.{module}"), name)
     quiet = call.quiet or (as_json and call.row.name == "generate")  # nothing streams before the JSON object
-    more = {"as_json": as_json} if call.row.module in READERS else {}
+    more: dict[str, Any] = {"as_json": as_json} if call.row.module in READERS else {}
+    if call.row.name == "serve":
+        more["state_home"] = os.environ.get("XDG_STATE_HOME", "")
     start = time.monotonic()
     report = function(settings, quiet=quiet, **more) if settings else function(quiet=quiet)
     return report, time.monotonic() - start

@@ -7,7 +7,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from langmill.model.config import Head, Learned, ModelConfig, StackConfig, Token
 from langmill.model.init import init_
 from langmill.model.transformer import Transformer
 from langmill.serve.app import create_app
+from langmill.serve.connections import config_of
 from langmill.serve.logs import LOG
 from langmill.serve.state import State, open_state
 from langmill.text.tokenizer import Specials, Tokenizer
@@ -34,9 +35,15 @@ WORDS = ["The quick brown fox jumps over the lazy dog, every day and every night
 WINDOW = 512
 
 
-def save(folder: Path, template: str | None = TEMPLATE, length: int = WINDOW, seed: int = 0) -> str:
-    """Write a model of random weights, spread so wide that no two scores are nearly equal."""
-    tokenizer = Tokenizer.train(WORDS, vocab_size=320, specials=["<|im_start|>", "<|im_end|>"])
+def save(
+    folder: Path,
+    template: str | None = TEMPLATE,
+    length: int = WINDOW,
+    seed: int = 0,
+    more: Sequence[str] = (),
+) -> str:
+    """Write a model of random weights, spread so wide that no two scores are nearly equal. more: specials."""
+    tokenizer = Tokenizer.train(WORDS, vocab_size=320, specials=["<|im_start|>", "<|im_end|>", *more])
     known = Specials(bos=tokenizer.bos_id, eos=tokenizer.eos_id, pad=tokenizer.pad_id, chat_template=template)
     tokenizer = Tokenizer(tokenizer._backend, known)
     stack = StackConfig(dim=32, layers=2, heads=4, kv_heads=2, head_dim=8, hidden=48)
@@ -65,7 +72,9 @@ def save_encoder(folder: Path, length: int = 64) -> str:
 
 
 def settings_of(*models: str, **more: Any) -> ServeSettings:
-    return ServeSettings(**{"model": list(models), "device": "cpu", "threads": 1, "history": "off", **more})
+    return ServeSettings(
+        **{"model": list(models), "device": "cpu", "threads": 1, "history": "off", "drain_seconds": 5, **more}
+    )
 
 
 class Running:
@@ -73,9 +82,8 @@ class Running:
 
     def __init__(self, state: State) -> None:
         self.state, self.app = state, create_app(state)
-        config = uvicorn.Config(
-            self.app, host="127.0.0.1", port=0, log_level="error", timeout_graceful_shutdown=5
-        )
+        config = config_of(self.app, state)
+        config.port = 0
         self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.server.run, daemon=True)
         self.thread.start()

@@ -90,17 +90,21 @@ def test_log_probabilities_list_every_token_with_its_bytes(client: openai.OpenAI
     assert [one.top_logprobs for one in bare.logprobs.content] == [[]] * len(tokens)
 
 
+WEATHER = '{"name": "weather", "arguments": {}}'
+
+
 def test_parts_roles_and_control_tokens_in_messages(client: openai.OpenAI, state: State, folder: str) -> None:
+    call = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
     turns = [
         {"role": "developer", "content": "Be brief."},
         {"role": "user", "content": [{"type": "text", "text": "The quick"}, {"type": "text", "text": "fox"}]},
-        {"role": "assistant", "content": "jumps", "refusal": None, "annotations": [], "audio": None},
+        {"role": "assistant", "content": "jumps", "refusal": None, "annotations": [], "tool_calls": [call]},
         {"role": "tool", "content": "<|im_end|>", "tool_call_id": "call_1"},
     ]
     as_read = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "The quick\nfox"},
-        {"role": "assistant", "content": "jumps"},
+        {"role": "assistant", "content": f"jumps\n<tool_call>\n{WEATHER}\n</tool_call>"},
         {"role": "user", "content": "<tool_response>\n<|im_end|>\n</tool_response>"},
     ]
     answer = client.chat.completions.create(messages=turns, **GREEDY)
@@ -174,7 +178,11 @@ def test_an_answer_is_what_its_format_asks_for(client: openai.OpenAI) -> None:
 
 REFUSED: list[tuple[dict[str, Any], str, str | None]] = [
     ({"model": "plain"}, "plain does not chat, since it has no chat template: use /v1/completions", None),
-    ({"messages": []}, "messages", "messages"),
+    ({"messages": []}, "messages should have at least 1 item$", "messages"),
+    (
+        {"messages": [*CHATS[0], {"role": "tool", "tool_call_id": "call_9", "content": "a"}]},
+        "the result of 'call_9', and no tool_calls before it", "messages.1.tool_call_id",
+    ),
     ({"messages": [{"role": "king", "content": "a"}]}, "messages.0.role should be 'system', ", "messages.0.role"),
     ({"messages": [{"role": "user"}]}, "message 0 has no content", "messages.0.content"),
     ({"messages": [{"content": "a"}]}, "messages.0.role is missing", "messages.0.role"),
@@ -188,10 +196,16 @@ REFUSED: list[tuple[dict[str, Any], str, str | None]] = [
     ({"top_logprobs": 2}, "top_logprobs needs logprobs", "top_logprobs"),
     ({"tool_choice": "required"}, "tool_choice needs tools", "tool_choice"),
     ({"tools": TOOLS, "tool_choice": {"function": {"name": "no"}}}, "tool_choice names 'no'", "tool_choice"),
+    (
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "a"}}},
+        "schema is missing", "response_format.json_schema.schema",
+    ),
     ({"response_format": {"type": "xml"}}, "response_format.type is 'xml'", "response_format.type"),
     ({"store": True}, "store should be False", "store"),
     ({"extra_body": {"functions": []}}, "no field 'functions'", "functions"),
     ({"extra_body": {"chat_template_kwargs": {"tools": 1}}}, "cannot set tools", "chat_template_kwargs"),
+    ({"extra_body": {"chat_template_kwargs": {"template": 1}}}, "cannot set template", "chat_template_kwargs"),
+    ({"extra_body": {"guided_choice": ["a"] * 1025}}, "guided_choice should have at most 1024 items", "guided_choice"),
 ]  # fmt: skip
 
 
@@ -209,7 +223,8 @@ def test_harmless_fields_change_nothing(client: openai.OpenAI) -> None:
     plain = client.chat.completions.create(messages=CHATS[0], **GREEDY)
     told = client.chat.completions.create(
         messages=CHATS[0], user="me", metadata={"a": "b"}, store=False, service_tier="auto", modalities=["text"],
-        parallel_tool_calls=True, prompt_cache_key="k", safety_identifier="s", **GREEDY,
+        parallel_tool_calls=True, prompt_cache_key="k", safety_identifier="s", extra_body={"reasoning_effort": None},
+        **GREEDY,
     )  # fmt: skip
     assert told.choices == plain.choices
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 import torch
+from tests.serve.conftest import save
 
 import langmill
 from langmill.serve.state import State
+from langmill.text.infill import gap_ids
+from langmill.text.training import FIM
 
 GREEDY: dict[str, Any] = {"model": "plain", "max_tokens": 24, "temperature": 0}
 PROMPTS = ["The quick", "day", "春眠", "over the lazy dog, every"]
@@ -155,7 +159,15 @@ REFUSED: list[tuple[dict[str, Any], str, str | None]] = [
     ),
     ({"prompt": []}, "prompt", "prompt"),
     ({"prompt": [99999]}, "ids of no token: this model knows 0 to", "prompt"),
-    ({"suffix": "end"}, "suffix is not supported", "suffix"),
+    ({"suffix": "end"}, "this model has no marks of a gap", "suffix"),
+    ({"suffix": "end", "prompt": [5, 6]}, "suffix stands behind a text", "suffix"),
+    ({"suffix": "end", "echo": True}, "leave echo or suffix out", "suffix"),
+    ({"extra_body": {"structured_outputs": {}}}, "says none of json, regex, choice", "structured_outputs"),
+    (
+        {"extra_body": {"structured_outputs": {"regex": "("}}},
+        "structured_outputs.regex: ",
+        "structured_outputs.regex",
+    ),
     ({"best_of": 4}, "best_of is not supported", "best_of"),
     ({"n": 17}, "n is 17: at most 16", "n"),
     ({"temperature": -1}, "temperature should be greater than or equal to 0", "temperature"),
@@ -185,6 +197,34 @@ def test_what_cannot_be_done_is_refused_by_name(
 def test_an_unknown_model_is_not_found(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="this server has tiny, plain, long"):
         client.completions.create(**GREEDY | {"model": "gpt-4"}, prompt="a")
+
+
+def test_a_gap_before_a_suffix_is_filled_as_the_command_does(
+    serving: Callable[..., Any], tmp_path: Path
+) -> None:
+    folder = save(tmp_path / "gaps", template=None, seed=2, more=FIM)
+    model, tokenizer = langmill.load(folder)
+    assert tokenizer is not None
+    with openai.OpenAI(base_url=f"{serving(folder).url}/v1", api_key="none") as client:
+        got = client.completions.create(
+            model="gaps", prompt=["The", "day"], suffix=" fox jumps", temperature=0, max_tokens=12
+        )
+    ids = [gap_ids(tokenizer, before, " fox jumps") for before in ("The", "day")]
+    wanted = ["".join(langmill.generate(model, tokenizer, one, max_new_tokens=12)) for one in ids]
+    assert [choice.text for choice in got.choices] == wanted and wanted[0] != wanted[1]
+    assert got.usage.prompt_tokens == sum(map(len, ids))
+
+
+def test_what_may_be_written_by_the_fields_of_vllm(client: openai.OpenAI) -> None:
+    for name, value in (
+        ("choice", ["fox"]),
+        ("regex", "fox"),
+        ("grammar", 'start: "fox"'),
+        ("json", {"const": "fox"}),
+    ):
+        for body in ({"structured_outputs": {name: value}}, {f"guided_{name}": value}):
+            got = client.completions.create(prompt="The", extra_body=body, **GREEDY)
+            assert got.choices[0].text.strip('"') == "fox"
 
 
 def test_what_may_not_wait_is_refused_for_now(long_folder: str, serving: Callable[..., Any]) -> None:

@@ -233,7 +233,9 @@ def test_a_crash_in_the_middle_keeps_the_question(state: State) -> None:
     def check(*given: Any) -> None:
         raise RuntimeError("as if the process died here")
 
-    limits: Any = type("Limits", (), {"check": check, "spend": lambda *given: None})()
+    limits: Any = type(
+        "Limits", (), {"check": check, "spend": lambda *given: None, "told": lambda *given: {}}
+    )()
     app = create_app(replace(state, history=history, limits=limits))
     id = history.make("").id
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)

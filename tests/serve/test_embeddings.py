@@ -71,6 +71,8 @@ REFUSED: list[tuple[dict[str, Any], str, str | None]] = [
     ({"input": "day " * 200}, r"this model reads 64 tokens and input has \d{3}, special", "input"),
     ({"input": ["a", "day " * 200]}, "input 1 has", "input"),
     ({"input": []}, "input", "input"),
+    ({"input": ""}, "input is empty", "input"),
+    ({"input": ["a", ""]}, "input 1 is empty", "input"),
     ({"input": [99999]}, "ids of no token: this model knows 0 to", "input"),
     ({"dimensions": 33}, "dimensions is 33: this model's vectors have 32", "dimensions"),
     ({"encoding_format": "hex"}, "encoding_format should be 'float' or 'base64'", "encoding_format"),

@@ -234,4 +234,6 @@ def test_where_they_are_kept(tmp_path: Path) -> None:
         open_history(ServeSettings(history="off", workers=2))
     kept = open_history(ServeSettings(history=str(tmp_path / "h")))
     assert kept is not None and kept.file == tmp_path / "h" and kept.file.exists()
-    assert default_file().name == "history.sqlite" and default_file().is_relative_to(Path.home())
+    for home in ("", "relative"):  # a path that is not whole does not count, as the specification has it
+        assert default_file(home).name == "history.sqlite" and default_file(home).is_relative_to(Path.home())
+    assert default_file(str(tmp_path)) == tmp_path / "langmill" / "history.sqlite"

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import openai
 import pytest
@@ -22,6 +23,7 @@ from langmill.common.settings import EmbedSettings, LoRASettings, ServeSettings
 from langmill.families.peft import adapters, write_adapter
 from langmill.infer.request import Request
 from langmill.model.config import Head, LSTMConfig, ModelConfig, StackConfig, Tokens
+from langmill.serve.errors import Refused
 from langmill.serve.models import abilities, fingerprint, load_models, name_of
 from langmill.text.tasks import Limit, encode_texts
 from langmill.text.tokenizer import Tokenizer
@@ -130,6 +132,28 @@ def test_settings_that_do_not_fit_are_refused_before_anything_is_loaded(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         load_models(ServeSettings(**{"model": [folder], **more}))
+
+
+def test_what_meets_a_closed_engine_may_come_again(folder: str, encoder_folder: str, serving: Any) -> None:
+    running = serving(folder, encoder_folder)
+    loaded = running.state.models.named("tiny")
+    with pytest.raises(UsageError, match="^a wrong field$"), loaded.open():
+        raise UsageError("a wrong field")
+    asyncio.run(running.state.models.close(drain=True))
+    asked = {"model": "tiny", "messages": [{"role": "user", "content": "a"}], "max_tokens": 2}
+    for path, body in (
+        ("chat/completions", asked),
+        ("chat/completions", {**asked, "stream": True}),
+        ("messages", asked),
+        ("embeddings", {"model": "encoder", "input": "a"}),
+        ("classify", {"model": "encoder", "input": "a", "labels": ["x", "y"]}),
+    ):
+        answer = httpx.post(f"{running.url}/v1/{path}", json=body)
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1"), path
+    loaded.closing = False  # as if it closed between the look and the request
+    with pytest.raises(Refused, match="is stopping"), loaded.open():
+        loaded.closing = True
+        raise UsageError("the engine is closed")
 
 
 def test_two_models_of_one_name_are_refused(folder: str) -> None:

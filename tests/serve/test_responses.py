@@ -85,7 +85,15 @@ def test_calls_results_and_formats(client: openai.OpenAI) -> None:
         ),
         ({"tools": [{"type": "web_search"}]}, "tools.0 is of type web_search: only functions", "tools.0"),
         ({"tool_choice": "required"}, "tool_choice needs tools", "tool_choice"),
-        ({"text": {"format": {"type": "xml"}}}, "is 'xml'", "response_format.type"),
+        ({"text": {"format": {"type": "xml"}}}, "is 'xml'", "text.format.type"),
+        ({"text": {"format": "x"}}, "text.format is no object", "text.format"),
+        ({"text": {"format": {"type": "json_schema"}}}, "schema is missing", "text.format.schema"),
+        (
+            {"text": {"format": {"type": "json_schema", "schema": {"type": "foo"}}}},
+            "text.format.schema: .*Invalid type: foo",
+            "text.format.schema",
+        ),
+        ({"text": {"colour": "low"}}, "text has no field 'colour'", "text.colour"),
         ({"model": "plain"}, "plain does not chat", None),
     ],
 )

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +84,19 @@ def test_what_does_not_end_in_time_is_ended(start: Any, long_folder: str) -> Non
     with httpx.stream(
         "POST", f"{url}/v1/completions", json={**LONG, "max_tokens": 8000}, timeout=60
     ) as answer:
-        assert next(answer.iter_lines()).startswith("data: ")
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=60)
-    assert process.returncode == 0
+        lines = answer.iter_lines()
+        assert next(lines).startswith("data: ")
+        with ThreadPoolExecutor() as others:
+            whole = others.submit(
+                httpx.post, f"{url}/v1/completions", json={**LONG, "stream": False, "max_tokens": 8000}
+            )
+            while 'engine_slots{model="long"} 2.0' not in httpx.get(f"{url}/metrics").text:
+                pass
+            process.send_signal(signal.SIGINT)
+            assert whole.result().status_code == 503 and whole.result().headers["retry-after"] == "1"
+        assert json.loads([line for line in lines if line][-1][6:])["error"]["code"] == "stopping"
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 0 and "Traceback" not in err
 
 
 def test_what_is_wrong_shows_before_a_model_is_loaded(
@@ -105,6 +115,16 @@ def test_what_is_wrong_shows_before_a_model_is_loaded(
     assert cli.run(["serve", "--new-key", "ann", "--api-keys", str(tmp_path / "keys"), "--json"]) == 0
     made = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert made["key"].startswith("lm-") and made["key"] not in (tmp_path / "keys").read_text()
+
+
+def test_conversations_are_kept_where_the_environment_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    (tmp_path / "langmill").write_text("in the way")
+    assert cli.run(["serve", "no/such/model", "--port", "0"]) == 2
+    told = capsys.readouterr().err
+    assert f"cannot be kept in {tmp_path}/langmill/history.sqlite" in told
 
 
 def test_workers_share_a_port_and_a_dead_one_is_started_again(start: Any, folder: str) -> None:

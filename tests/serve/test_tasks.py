@@ -169,9 +169,48 @@ def test_a_model_is_not_free_while_a_client_that_left_is_read_for(
     assert begun.acquire(timeout=60)
     gone.close()
     following = served.ask("/v1/tag", ask)
-    assert not begun.acquire(timeout=0.5) and loaded.lock.locked()
+    assert not begun.acquire(timeout=0.5) and loaded.line.busy
     go.set()
     assert following.recv(1 << 16).startswith(b"HTTP/1.1 200")
     following.close()
     assert free == [True, True]
-    served.until(lambda: not loaded.lock.locked())
+    served.until(lambda: not loaded.line.busy)
+
+
+def test_what_may_not_wait_is_refused_for_now(
+    at: dict[str, str], serving: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go = threading.Event(), threading.Event()
+
+    def reader(*_: Any) -> Any:
+        begun.set()
+        go.wait(60)
+        return lambda batch, counted: iter([{"text": row.text} for row in batch])
+
+    monkeypatch.setattr(tag, "reader", reader)
+    running = serving(at["tag"], queue_tokens=20)
+    line, url = running.state.models.named("tag").line, f"{running.url}/v1/tag"
+    asked = [
+        running.ask("/v1/tag", {"model": "tag", "input": "day " * 30})
+    ]  # nobody waits: its size is no matter
+    assert begun.wait(60)
+    asked.append(running.ask("/v1/tag", {"model": "tag", "input": "The fox."}))
+    running.until(lambda: line.accounting()["queued"] == 1)
+    refused = httpx.post(url, json={"model": "tag", "input": "qwz" * 10})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_full")
+    assert (
+        refused.headers["retry-after"] == "1" and "cannot wait beside" in refused.json()["error"]["message"]
+    )
+    metrics = httpx.get(f"{running.url}/metrics").text
+    for line_ in (
+        'engine_requests{model="tag"} 2.0',
+        'engine_slots{model="tag"} 1.0',
+        'refused_total{reason="queue_full"} 1.0',
+    ):
+        assert f"langmill_{line_}" in metrics
+    asked.pop().close()  # one that leaves the line makes room
+    running.until(lambda: line.accounting()["queued"] == 0)
+    go.set()
+    assert httpx.post(url, json={"model": "tag", "input": "a"}).status_code == 200
+    assert asked.pop().recv(1 << 16).startswith(b"HTTP/1.1 200")
+    running.until(lambda: not any(line.accounting().values()))

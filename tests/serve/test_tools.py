@@ -12,7 +12,7 @@ import pytest
 from langmill.serve.errors import Refused
 from langmill.serve.formats import schema_of
 from langmill.serve.models import Loaded
-from langmill.serve.tools import as_template_wants, form_of, grammar_of, prepared
+from langmill.serve.tools import as_template_wants, closed, form_of, grammar_of, prepared
 
 TOOL: dict[str, Any] = {
     "type": "function",
@@ -97,6 +97,13 @@ def test_a_forced_call_is_valid_by_its_schema(client: openai.OpenAI) -> None:
             )
 
 
+def test_a_forced_call_has_no_argument_that_is_not_named() -> None:
+    named = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    assert closed(named) == {**named, "additionalProperties": False}
+    for said in ({}, {"type": "object"}, {**named, "additionalProperties": True}, {**named, "allOf": [{}]}):
+        assert closed(said) == said
+
+
 def test_a_streamed_call_is_the_whole_one(client: openai.OpenAI) -> None:
     asked: dict[str, Any] = {
         "model": "long", "messages": [USER, CALLED, RESULT], "tools": [TOOL, OTHER], "max_tokens": 200, "seed": 4,
@@ -149,13 +156,19 @@ def test_a_template_without_tools_gets_them_as_text(running: Any) -> None:
 
 
 def test_formats_are_named_when_they_are_none(tmp_path: Path) -> None:
-    assert schema_of(None) is schema_of({"type": "text"}) is None
-    assert schema_of({"type": "json_object"}) == {"type": "object"}
-    assert schema_of({"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "null"}}}) == {
-        "type": "null"
-    }
+    assert schema_of({"type": "text"}) is None
+    assert schema_of({"type": "json_object"}) == ({"type": "object"}, "response_format")
+    schema = {"type": "null"}
+    place = "response_format.json_schema.schema"
+    assert schema_of({"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}) == (
+        schema,
+        place,
+    )
+    flat = {"type": "json_schema", "name": "a", "schema": schema}
+    assert schema_of(flat, "text.format") == (schema, "text.format.schema")
     for wrong in ({}, {"type": "xml"}, {"type": "json_schema"}, {"type": "json_object", "schema": {}},
-                  {"type": "json_schema", "json_schema": {"schema": 3}},
+                  {"type": "json_schema", "json_schema": {"schema": 3}}, {"type": "json_schema", "json_schema": 3},
+                  {"type": "json_schema", "json_schema": {"name": "a"}}, flat,
                   {"type": "json_schema", "json_schema": {"name": "a", "sch": {}}}):  # fmt: skip
         with pytest.raises(Refused, match="response_format"):
             schema_of(wrong)

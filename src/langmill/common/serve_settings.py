@@ -76,6 +76,14 @@ class ServeSettings(Settings):
         None, ge=1, description="read and written, for each key; none: no limit"
     )
     max_body_bytes: Count = Field(8 << 20, ge=1024, description="of one request, at most")
+    max_connections: int = Field(
+        512, ge=1, description="that stand open at once, at most; more are answered with 503"
+    )
+    request_seconds: float = Field(
+        30.0,
+        gt=0,
+        description="in which a request's head must be there, then its body; so long a client may also read nothing",
+    )
     workers: int = Field(
         1, ge=1, le=64, description="processes that share the port; each loads the models for itself"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 from fastapi import FastAPI
@@ -50,6 +51,10 @@ class Caught:
 
         try:
             await self.app(scope, receive, watched)
+        except asyncio.CancelledError:  # the time to drain is over
+            if started or scope["type"] != "http":
+                raise
+            await errors.response(errors.stopping(), scope)(scope, receive, send)
         except Exception as error:
             if scope["type"] != "http":
                 raise
@@ -72,6 +77,7 @@ def create_app(state: State) -> FastAPI:
         app.include_router(routes.router(state))
     app.add_middleware(Caught)
     for door in (
+        limits.Told,
         keys.Authorise,
         limits.Bodies,
         hosts.Hosts,

@@ -1,7 +1,8 @@
-"""/v1/models: what is served here."""
+"""/v1/models: what is served here, in one form that OpenAI's clients and Anthropic's both read."""
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 from fastapi import APIRouter
@@ -20,6 +21,9 @@ class Card(BaseModel):
     object: Literal["model"]
     created: int
     owned_by: Literal["langmill"]
+    type: Literal["model"]
+    display_name: str
+    created_at: str
     does: list[str]
     max_model_len: int
 
@@ -27,6 +31,9 @@ class Card(BaseModel):
 class Cards(BaseModel):
     object: Literal["list"]
     data: list[Card]
+    has_more: Literal[False]
+    first_id: str
+    last_id: str
 
 
 def router(state: State) -> APIRouter:
@@ -36,7 +43,9 @@ def router(state: State) -> APIRouter:
     @made.get("/v1/models", response_model=Cards)
     async def models() -> JSONResponse:
         """All models that are served, the first one first."""
-        return JSONResponse({"object": "list", "data": [card(one) for one in state.models.names()]})
+        data = [card(one) for one in state.models.names()]
+        ends = {"has_more": False, "first_id": data[0]["id"], "last_id": data[-1]["id"]}
+        return JSONResponse({"object": "list", "data": data, **ends})
 
     @made.get("/v1/models/{name:path}", response_model=Card)
     async def model(name: str) -> JSONResponse:
@@ -50,5 +59,6 @@ def card(loaded: Loaded) -> dict[str, Any]:
     """A model as a `Card`."""
     return {
         "id": loaded.name, "object": "model", "created": loaded.created, "owned_by": "langmill",
-        "does": sorted(loaded.does), "max_model_len": loaded.window,
+        "does": sorted(loaded.does), "max_model_len": loaded.window, "type": "model", "display_name": loaded.name,
+        "created_at": datetime.fromtimestamp(loaded.created, UTC).isoformat(),
     }  # fmt: skip

@@ -6,28 +6,25 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 
-from langmill.infer.request import Event, Likely
+from langmill.infer.request import Likely
 from langmill.serve.constraints import constraint_of
 from langmill.serve.errors import FAILURES, STREAMED, Refused
+from langmill.serve.job import Job, constrained, pieces_of
 from langmill.serve.likely import as_chat, without_end
-from langmill.serve.models import Loaded
 from langmill.serve.sampling_fields import MOST_LIKELY, Writing, choices_of, sampling_of, stops_of
 from langmill.serve.state import State
-from langmill.serve.tool_reader import Piece, Reader
-from langmill.serve.tools import ToolUse
+from langmill.serve.tool_reader import Piece
 from langmill.serve.turns import Message, plain, understood
 from langmill.serve.writing import (
     DONE,
     Choice,
     Events,
-    Usage,
     Wanted,
     attended,
     count,
@@ -99,17 +96,6 @@ class ChatCompletion(BaseModel):
     system_fingerprint: str
 
 
-@dataclass(frozen=True)
-class Job:
-    """A request understood."""
-
-    loaded: Loaded
-    wanted: Wanted
-    use: ToolUse | None
-    head: dict[str, Any]
-    usage: Usage
-
-
 def router(state: State) -> APIRouter:
     """The route over this state."""
     made = APIRouter(tags=["writing"], responses=FAILURES)
@@ -137,14 +123,7 @@ async def _job(state: State, asked: ChatAsked) -> Job:
         loaded, plain(asked.messages, loaded.tokenizer.chat_template or ""), asked.tools, asked.tool_choice,
         asked.parallel_tool_calls is not False, asked.chat_template_kwargs,
     )  # fmt: skip
-    constraint = await constraint_of(loaded, asked)
-    if use is not None and use.constraint is not None:
-        if constraint is not None:
-            raise Refused(
-                "tool_choice forces a call and response_format another text: give one of them",
-                param="tool_choice",
-            )
-        constraint = use.constraint
+    constraint = constrained(use, await constraint_of(loaded, asked), "response_format", "tool_choice")
     by_old_name = asked.max_completion_tokens is None
     name = "max_tokens" if by_old_name else "max_completion_tokens"
     limit = room(loaded, ids, asked.max_tokens if by_old_name else asked.max_completion_tokens, name)
@@ -174,15 +153,12 @@ def _check(asked: ChatAsked) -> None:
 
 
 def _answer(job: Job, number: int, choice: Choice) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
+    text, calls = joined(pieces_of(job.reader(), choice.text, choice.ids, last=True))
+    message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
     finish: str = choice.finish
-    if job.use is not None:
-        reader = job.use.reader()
-        text, calls = joined([*reader.push(choice.text, choice.ids), *reader.end()])
-        message["content"] = text or (None if calls else "")
-        if calls:
-            message["tool_calls"] = calls
-            finish = "tool_calls" if finish == "stop" else finish
+    if calls:
+        message |= {"content": text or None, "tool_calls": calls}
+        finish = "tool_calls" if finish == "stop" else finish
     made = {
         "index": number,
         "message": message,
@@ -218,12 +194,13 @@ def _logprobs(job: Job, ids: Sequence[int], likely: Sequence[Likely]) -> dict[st
 async def _stream(state: State, job: Job, asked: ChatAsked, key: str | None) -> AsyncGenerator[bytes, None]:
     options, head = asked.stream_options, job.head
     more = {"usage": None} if options is not None and options.include_usage else {}
-    readers = [None if job.use is None else job.use.reader() for _ in range(job.wanted.n)]
+    readers = [job.reader() for _ in range(job.wanted.n)]
     called, begun = set[int](), set[int]()
     async with aclosing(write(state, job.loaded, job.wanted, key)) as events:
         async for number, event in events:
             count(job.usage, number, event, [job.wanted])
-            deltas = _deltas(event, readers[number])
+            pieces = pieces_of(readers[number], event.text, event.ids, event.finish is not None)
+            deltas = [_delta(piece) for piece in pieces]
             if any("tool_calls" in delta for delta in deltas):
                 called.add(number)
             if number not in begun:
@@ -250,14 +227,6 @@ async def _stream(state: State, job: Job, asked: ChatAsked, key: str | None) -> 
     if more:
         yield json_line({**head, "choices": [], "usage": job.usage.as_dict()})
     yield DONE
-
-
-def _deltas(event: Event, reader: Reader | None) -> list[dict[str, Any]]:
-    """What an event adds to an answer: text, and pieces of calls."""
-    if reader is None:
-        return [{"content": event.text}] if event.text else []
-    pieces = [*reader.push(event.text, event.ids), *(reader.end() if event.finish is not None else ())]
-    return [_delta(piece) for piece in pieces]
 
 
 def _delta(piece: Piece) -> dict[str, Any]:

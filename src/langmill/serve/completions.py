@@ -13,6 +13,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 
+from langmill.common.errors import ModelError
 from langmill.infer.request import Likely
 from langmill.serve.constraints import constraint_of
 from langmill.serve.errors import FAILURES, STREAMED, Refused
@@ -43,6 +44,8 @@ from langmill.serve.writing import (
     whole,
     write,
 )
+from langmill.text.infill import gap_ids
+from langmill.text.tokenizer import Tokenizer
 
 Ids = Annotated[list[int], Field(min_length=1)]
 MOST_PROMPTS = 1024
@@ -122,13 +125,13 @@ def router(state: State) -> APIRouter:
 
 async def _job(state: State, asked: CompletionAsked) -> Job:
     loaded, n = state.models.find(asked.model, "write"), choices_of(asked, state)
-    if asked.suffix:
-        raise Refused("suffix is not supported: models write on behind the prompt here", param="suffix")
+    if asked.suffix and asked.echo:
+        raise Refused("echo is for what goes on, not for a gap: leave echo or suffix out", param="suffix")
     if asked.best_of is not None and asked.best_of != n:
         raise Refused("best_of is not supported: ask for n answers and choose among them", param="best_of")
     if asked.stream_options is not None and not asked.stream:
         raise Refused("stream_options is for stream: true", param="stream_options")
-    prompts = await aside(loaded, _size(asked.prompt), lambda: _prompts(asked, loaded))
+    prompts = await aside(loaded, _size(asked), lambda: _prompts(asked, loaded))
     constraint = await constraint_of(loaded, asked)
     most = WRITTEN if asked.max_tokens is None and constraint is None else 1 << 24
     wanted = []
@@ -145,15 +148,19 @@ async def _job(state: State, asked: CompletionAsked) -> Job:
 
 
 def _prompts(asked: CompletionAsked, loaded: Loaded) -> list[tuple[list[int], str]]:
-    """The ids and the text of each prompt."""
+    """The ids and the text of each prompt; with a suffix the ids of the gap between both."""
     given, tokenizer = asked.prompt, loaded.tokenizer
     if isinstance(given, str) or isinstance(given[0], int):
         given = [given]  # type: ignore[assignment]
     found = []
     for one in given:
         if isinstance(one, str):
-            found.append((tokenizer.prompt_ids(one), one))
+            found.append(
+                (_gap(tokenizer, one, asked.suffix) if asked.suffix else tokenizer.prompt_ids(one), one)
+            )
             continue
+        if asked.suffix:
+            raise Refused("suffix stands behind a text, and the prompt is ids", param="suffix")
         assert isinstance(one, list)
         if not all(0 <= id < loaded.model.config.vocab for id in one):
             raise Refused(
@@ -164,8 +171,18 @@ def _prompts(asked: CompletionAsked, loaded: Loaded) -> list[tuple[list[int], st
     return found
 
 
-def _size(prompt: Any) -> int:
-    return len(prompt) if isinstance(prompt, str) else sum(len(one) for one in prompt if isinstance(one, str))
+def _gap(tokenizer: Tokenizer, before: str, after: str) -> list[int]:
+    try:
+        return gap_ids(tokenizer, before, after)
+    except ModelError as error:
+        raise Refused(str(error), param="suffix") from None
+
+
+def _size(asked: CompletionAsked) -> int:
+    texts = (
+        [asked.prompt] if isinstance(asked.prompt, str) else [x for x in asked.prompt if isinstance(x, str)]
+    )
+    return sum(len(text) + len(asked.suffix or "") for text in texts)
 
 
 def _whole(job: Job, number: int, choice: Choice) -> dict[str, Any]:

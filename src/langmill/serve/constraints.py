@@ -1,9 +1,9 @@
-"""What a request may write, from its fields: made in a thread, since a first schema takes a while to read."""
+"""What a request may write, from its fields: made in a thread and one at a time, since a schema may take seconds."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from langmill.infer.request import Constraint
@@ -11,6 +11,7 @@ from langmill.serve import formats
 from langmill.serve.errors import Refused
 from langmill.serve.models import Loaded
 from langmill.serve.sampling_fields import Writing, guided
+from langmill.serve.writing import in_turn
 
 
 async def constraint_of(loaded: Loaded, asked: Writing) -> Callable[[], Constraint] | None:
@@ -24,9 +25,13 @@ async def constraint_of(loaded: Loaded, asked: Writing) -> Callable[[], Constrai
 
 
 async def made(
-    loaded: Loaded, response_format: Mapping[str, Any] | None, extra: Mapping[str, Any]
+    loaded: Loaded,
+    format: Mapping[str, Any] | None,
+    extra: Mapping[str, Any] = MappingProxyType({}),
+    where: str = formats.CHAT,
 ) -> Callable[[], Constraint] | None:
     """`formats.constraint_of` in a thread."""
-    if response_format in (None, {"type": "text"}) and not extra:
+    if format in (None, {"type": "text"}) and not extra:
         return None
-    return await asyncio.to_thread(formats.constraint_of, loaded, response_format, extra)
+    size = len(str(format)) + sum(len(str(value)) for value in extra.values())
+    return await in_turn(loaded, size, lambda: formats.constraint_of(loaded, format, extra, where))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
 from langmill.infer.request import Request as Wanted
-from langmill.serve.errors import FAILURES, Refused
+from langmill.serve.errors import FAILURES, Refused, stopping
 from langmill.serve.models import Loaded
 from langmill.serve.schema import Asked
 from langmill.serve.state import State
@@ -96,8 +96,8 @@ def ids_of(loaded: Loaded, texts: Sequence[str | list[int]]) -> list[list[int]]:
     for number, text in enumerate(texts):
         ids = frame.one(next(words), number).ids if isinstance(text, str) else text
         what = "input" if len(texts) == 1 else f"input {number}"
-        if not ids:
-            raise Refused(f"{what} is empty: it gives no token", param="input")
+        if not text or not ids:
+            raise Refused(f"{what} is empty: give it some text", param="input")
         if len(ids) > loaded.window:
             raise Refused(
                 f"this model reads {loaded.window} tokens and {what} has {len(ids)}, special ones included: shorten it "
@@ -122,11 +122,14 @@ async def vectors_of(
     for group in _groups(ids):
         part: list[Floats | None] = [None] * len(group)
         streams = [loaded.engine.generate(Wanted(one, kind="embed")) for one in group]
-        async with aclosing(merged(streams)) as events:
-            async for number, event in events:
-                if event.finish != "stop":
-                    raise Refused(event.reason or "the server is stopping", 500 if event.reason else 503)
-                part[number] = event.vector
+        with loaded.open():
+            async with aclosing(merged(streams)) as events:
+                async for number, event in events:
+                    if event.finish == "cancelled":
+                        raise stopping()
+                    if event.finish != "stop":
+                        raise Refused(event.reason or "the model failed", 500)
+                    part[number] = event.vector
         found += [_cut(vector, dimensions) for vector in part if vector is not None]
     return found
 

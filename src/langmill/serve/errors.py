@@ -5,6 +5,7 @@ A body says what happened and what to do; it never holds a traceback.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,9 @@ THEIRS = {  # Anthropic's types by status
     429: "rate_limit_error",
     503: "overloaded_error",
 }
+SPOKEN = re.compile(  # what pydantic says around what is wrong
+    r"^(Input|Value error,|List|Dictionary|String) | after validation, not \d+$"
+)
 RETRY_SECONDS = 1  # after which what waits is less, as a rule
 
 
@@ -66,6 +70,12 @@ class Refused(LangmillError):
         self.status, self.code, self.param = status, code, param
         self.type = type or kind_of(status)
         self.headers = dict(headers or {})
+
+
+def stopping() -> Refused:
+    """A request that the server cannot answer any more."""
+    wait = {"Retry-After": str(RETRY_SECONDS)}
+    return Refused("the server is stopping: send this request again", 503, "stopping", headers=wait)
 
 
 class NoSuchModel(LangmillError):
@@ -186,7 +196,7 @@ def _invalid(error: RequestValidationError, request: Request) -> Refused:
             name = ".".join([*path, str(first["loc"][-1])])
             return Refused(f"{name} is missing", param=name)
     said = [one["msg"] for one in problems if _path(one["loc"], error.body) == path]
-    words = [one.removeprefix("Input ").removeprefix("Value error, ") for one in said]
+    words = [SPOKEN.sub("", one) for one in said]
     return Refused(f"{name or 'the body'} {' or '.join(dict.fromkeys(words))}", param=name or None)
 
 

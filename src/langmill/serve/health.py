@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
-from langmill.serve.errors import FAILURES, Refused
+from langmill.serve.errors import FAILURES, stopping
 from langmill.serve.state import State
 
 
@@ -26,7 +26,7 @@ def router(state: State) -> APIRouter:
         """200 while requests are taken; 503 once the server is stopping."""
         server = getattr(request.app.state, "server", None)
         if server is not None and server.should_exit:
-            raise Refused("the server is stopping", 503, "stopping")
+            raise stopping()
         return JSONResponse({"status": "ok"})
 
     @made.get("/health/live", response_model=Health)

@@ -247,8 +247,11 @@ def open_history(settings: ServeSettings) -> History | None:
     return History(None)
 
 
-def default_file() -> Path:
-    """Where this user's programs keep what they remember."""
+def default_file(state_home: str = "") -> Path:
+    """Where this user's programs keep what they remember. state_home: XDG_STATE_HOME, which counts where it is a whole
+    path (XDG Base Directory Specification 0.8)."""
+    if Path(state_home).is_absolute():
+        return Path(state_home, "langmill", "history.sqlite")
     below = {"win32": "AppData/Local/Langmill", "darwin": "Library/Application Support/Langmill"}
     return Path.home() / below.get(sys.platform, ".local/state/langmill") / "history.sqlite"
 

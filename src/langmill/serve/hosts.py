@@ -22,6 +22,11 @@ HOST = re.compile(r"(\[[0-9A-Fa-f:.%]{2,64}\]|[A-Za-z0-9._-]{1,253})(?::(\d{1,5}
 ORIGIN = re.compile(rf"https?://{HOST.pattern}", re.IGNORECASE)
 METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE"
 REMEMBER_SECONDS = 600
+TOLD = [
+    f"X-RateLimit-{part}-{what}"
+    for part in ("Limit", "Remaining", "Reset")
+    for what in ("Requests", "Tokens")
+]
 
 
 def name_in(host: str) -> str | None:
@@ -116,7 +121,7 @@ class Hosts:
 def _allowed(origin: str) -> dict[str, str]:
     return {
         "Access-Control-Allow-Origin": origin,
-        "Access-Control-Expose-Headers": "X-Request-Id, Retry-After",
+        "Access-Control-Expose-Headers": ", ".join(("X-Request-Id", "Retry-After", *TOLD)),
         "Cross-Origin-Resource-Policy": "cross-origin",
         "Vary": "Origin",
     }

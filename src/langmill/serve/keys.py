@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import re
 import secrets
 from collections.abc import Mapping
@@ -23,9 +24,10 @@ from langmill.serve import errors
 from langmill.serve.hosts import is_loopback
 from langmill.serve.state import State
 
+LOG = logging.getLogger("langmill.serve")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 LINE = re.compile(rf"({NAME.pattern})\s*:\s*([0-9a-f]{{64}})")
-HEAD = "# Keys of langmill serve, as name: SHA-256. Delete a line to take a key back, and start the server again.\n"
+HEAD = "# Keys of langmill serve, as name: SHA-256. Delete a line to take a key back.\n"
 OPEN = (
     "/",
     "/health",
@@ -33,11 +35,35 @@ OPEN = (
 )  # GET without a key: they tell nothing of the models or of anybody's text
 
 
-@dataclass(frozen=True)
+@dataclass
 class Keys:
-    """Names by the hashes of their keys; empty where no key is asked for."""
+    """Names by the hashes of their keys, and the file that they are in; None where no key is asked for."""
 
     names: Mapping[bytes, str]
+    path: Path | None = None
+    _mark: tuple[int, ...] = ()
+
+    def refresh(self) -> None:
+        """Read the file again where it is another than before. One that cannot be read leaves the keys as they were,
+        and is logged; one without keys lets nobody in."""
+        if self.path is None:
+            return
+        try:
+            found = self.path.stat()
+        except OSError:
+            mark: tuple[int, ...] = ()
+        else:
+            mark = (found.st_ino, found.st_size, found.st_mtime_ns)
+        if mark == self._mark:
+            return
+        before, self._mark = self._mark, mark
+        try:
+            self.names = read_keys(self.path)
+        except UsageError as error:
+            LOG.error("the keys are those of before: %s", error)
+        else:
+            if before:
+                LOG.warning("%s has changed: %d keys", self.path, len(self.names))
 
     def owner(self, key: str) -> str | None:
         """Whose key this is, in a time that does not depend on how much of it is right; None for nobody's."""
@@ -63,10 +89,11 @@ def open_keys(settings: ServeSettings) -> Keys:
                 f"`langmill serve --new-key NAME --api-keys keys.txt`, then add --api-keys keys.txt"
             )
         return Keys({})
-    found = read_keys(settings.api_keys)
-    if not found:
+    found = Keys(read_keys(settings.api_keys), settings.api_keys)
+    if not found.names:
         raise UsageError(f"{settings.api_keys} holds no key: make one with --new-key NAME")
-    return Keys(found)
+    found.refresh()
+    return found
 
 
 def read_keys(path: Path) -> dict[bytes, str]:
@@ -117,8 +144,9 @@ class Authorise:
         self.app, self.keys, self.metrics = app, state.keys, state.metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not self.keys.names:
+        if scope["type"] != "http" or self.keys.path is None:
             return await self.app(scope, receive, send)
+        self.keys.refresh()
         key = shown_key(Headers(scope=scope))
         name = None if key is None else self.keys.owner(key)
         scope.setdefault("state", {})["key"] = name

@@ -9,7 +9,6 @@ import json
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
@@ -18,12 +17,13 @@ from pydantic import BaseModel, Field
 
 from langmill.infer.sampling import Sampling
 from langmill.serve.errors import STREAMED, Refused
+from langmill.serve.job import Job, pieces_of
 from langmill.serve.message_blocks import Blocks, Turn, tools_of, turns_of
 from langmill.serve.models import Loaded
 from langmill.serve.sampling_fields import drawn
 from langmill.serve.schema import Asked
 from langmill.serve.state import State
-from langmill.serve.tool_reader import Piece, Reader
+from langmill.serve.tool_reader import Piece
 from langmill.serve.tools import ToolUse
 from langmill.serve.turns import understood
 from langmill.serve.writing import (
@@ -96,18 +96,6 @@ class Counted(BaseModel):
     input_tokens: int
 
 
-@dataclass(frozen=True)
-class Job:
-    """A request understood. cut: more tokens were asked for than fit behind the prompt."""
-
-    loaded: Loaded
-    wanted: Wanted
-    use: ToolUse | None
-    head: dict[str, Any]
-    usage: Usage
-    cut: bool
-
-
 def router(state: State) -> APIRouter:
     """The routes over this state."""
     failures: dict[int | str, dict[str, Any]] = {"4XX": {"model": Trouble}, "5XX": {"model": Trouble}}
@@ -123,16 +111,16 @@ def router(state: State) -> APIRouter:
             return Events(lines, failed=lambda body: json_line(body, "error"))
         work = whole(state, job.loaded, job.wanted, key_of(request), job.usage)
         (choice,), usage = await attended(request, work)
-        pieces = _pieces(None if job.use is None else job.use.reader(), choice.text, choice.ids, True)
-        blocks = blocks_of(pieces)
+        blocks = blocks_of(pieces_of(job.reader(), choice.text, choice.ids, last=True))
         called = any(block["type"] == "tool_use" for block in blocks)
         return JSONResponse(
             {**job.head, "content": blocks, **_ended(job, choice, called), "usage": _usage(usage)}
         )
 
     @made.post("/v1/messages/count_tokens", response_model=Counted)
-    async def count_tokens(asked: Talk) -> JSONResponse:
+    async def count_tokens(asked: Talk, request: Request) -> JSONResponse:
         """The tokens of a conversation, as the model reads it."""
+        state.limits.check(key_of(request), 0)
         ids, _ = await _understood(state.models.find(asked.model, "chat"), asked)
         return JSONResponse({"input_tokens": len(ids)})
 
@@ -161,12 +149,6 @@ async def _understood(loaded: Loaded, asked: Talk) -> tuple[list[int], ToolUse |
         raise Refused("thinking is not supported: leave it out", param="thinking")
     tools, choice, parallel = tools_of(asked.tools, asked.tool_choice)
     return await understood(loaded, turns_of(asked.messages, asked.system), tools, choice, parallel)
-
-
-def _pieces(reader: Reader | None, text: str, ids: Sequence[int], last: bool) -> list[Piece]:
-    if reader is None:
-        return [Piece(text)] if text else []
-    return [*reader.push(text, ids), *(reader.end() if last else ())]
 
 
 def blocks_of(pieces: Sequence[Piece]) -> Blocks:
@@ -222,8 +204,7 @@ def _usage(usage: Usage) -> dict[str, int]:
 
 
 async def _stream(state: State, job: Job, key: str | None) -> AsyncGenerator[bytes, None]:
-    reader = None if job.use is None else job.use.reader()
-    choice, open_, called, begun = Choice(), list[str](), False, False
+    reader, choice, open_, called, begun = job.reader(), Choice(), list[str](), False, False
     async with aclosing(write(state, job.loaded, job.wanted, key)) as events:
         async for number, event in events:
             if not begun:
@@ -240,7 +221,7 @@ async def _stream(state: State, job: Job, key: str | None) -> AsyncGenerator[byt
                 yield _line("ping")
             count(job.usage, number, event, [job.wanted])
             choice.ids += event.ids
-            for piece in _pieces(reader, event.text, event.ids, event.finish is not None):
+            for piece in pieces_of(reader, event.text, event.ids, event.finish is not None):
                 called = called or piece.index is not None
                 for line in _block(piece, open_):
                     yield line

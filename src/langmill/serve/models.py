@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import difflib
 import hashlib
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,12 +28,14 @@ from langmill.infer.runner import Embedder, TorchEmbedder
 from langmill.infer.running import engine_for, places
 from langmill.infer.service import Service
 from langmill.model.config import Config, ModelConfig
-from langmill.serve.errors import NoSuchModel
+from langmill.serve.errors import NoSuchModel, stopping
+from langmill.serve.line import Line
 from langmill.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from langmill.infer.constrain import Grammars
 
+READING = 8  # of the longest bodies that wait to be made ids
 SAMPLE = 1 << 20  # bytes at both ends of a weights file that its fingerprint looks at
 DOES = {  # each thing that a model may do, in words, and what to do about one that does not
     "write": "write text: serve a decoder such as Llama or GPT-2",
@@ -50,8 +54,8 @@ class Loaded:
     """A model under its name.
 
     does: of DOES. window: tokens of a prompt and its answer, or of a text. fingerprint: of its files and this version.
-    service: over its engine; None for what the functions of apps/ run, one at a time in a thread, under `lock`.
-    reading: held while a long text is made ids.
+    service: over its engine; None for what the functions of apps/ run, one at a time in a thread, behind `line`.
+    reading: before long texts are made ids, in characters. closing: it takes no more requests.
     """
 
     name: str
@@ -62,9 +66,10 @@ class Loaded:
     window: int
     created: int
     fingerprint: str
+    line: Line
+    reading: Line
     service: Service | None = None
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    reading: asyncio.Lock = field(default_factory=asyncio.Lock)
+    closing: bool = False
     _grammars: Grammars | None = None
     _making: threading.Lock = field(default_factory=threading.Lock)
 
@@ -73,6 +78,24 @@ class Loaded:
         """The service, of a model that is known to have one."""
         assert self.service is not None
         return self.service
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Around what it is asked for. Refused with 503 where it closes, before or meanwhile."""
+        if self.closing:
+            raise stopping()
+        try:
+            yield
+        except UsageError:  # as a closed engine has it too
+            if self.closing:
+                raise stopping() from None
+            raise
+
+    def accounting(self) -> dict[str, int]:
+        """What goes on and waits; see `Engine.accounting`."""
+        own = self.line.accounting()
+        engine = {} if self.service is None else self.service.accounting()
+        return {name: count + engine.get(name, 0) for name, count in own.items()}
 
     def grammars(self) -> Grammars:
         """What makes constraints for its texts; the first call takes a second. MissingExtra without llguidance."""
@@ -113,6 +136,8 @@ class Models:
 
     async def close(self, drain: bool) -> None:
         """End all engines: when what goes on has ended, or after cancelling it."""
+        for loaded in self.all:
+            loaded.closing = True
         services = [loaded.service for loaded in self.all if loaded.service is not None]
         await asyncio.gather(*(service.close(drain) for service in services))
 
@@ -178,9 +203,18 @@ def load_one(name: str, where: str, adapter: Path | None, settings: ServeSetting
         embedder = embedder_of(model, tokenizer, where, settings)
         service = Service(Engine(None, tokenizer, embedder=embedder, queue_tokens=settings.queue_tokens))
         window = embedder.length
+    give_back()
     return Loaded(
-        name, where, model, tokenizer, does, window, int(time.time()), fingerprint(where, adapter), service
+        name, where, model, tokenizer, does, window, int(time.time()), fingerprint(where, adapter),
+        Line(settings.queue_tokens), Line(READING * settings.max_body_bytes, "characters"), service,
     )  # fmt: skip
+
+
+def give_back() -> None:
+    """Let the system have what was freed. glibc keeps what a model was loaded and an adapter merged through, which may
+    be as much again as the models take."""
+    with suppress(OSError, AttributeError, TypeError):  # where there is no glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def abilities(config: Config, tokenizer: Tokenizer, zero_shot: bool) -> frozenset[str]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from langmill.serve.errors import Refused
+from langmill.serve.formats import RESPONSES, only
 from langmill.serve.turns import BETWEEN, part_text
 
 ROLES = ("user", "assistant", "system", "developer")
@@ -110,15 +111,10 @@ def tools_of(tools: Sequence[Mapping[str, Any]], choice: Any) -> tuple[list[dict
     return found, choice
 
 
-def format_of(text: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """`text.format` as chats have it under `response_format`."""
+def format_of(text: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """`text.format`; Refused where it is none, or `text` has another field."""
+    only(text or {}, {"format"}, "text")
     given = (text or {}).get("format")
-    if more := sorted(set(text or {}) - {"format"}):
-        raise Refused(f"text has no field '{more[0][:80]}'", 400, "unknown_field", "text")
-    if given is None:
-        return None
-    if not isinstance(given, Mapping):
-        raise Refused("text.format is no object", param="text.format")
-    if given.get("type") != "json_schema":
-        return dict(given)
-    return {"type": "json_schema", "json_schema": {name: v for name, v in given.items() if name != "type"}}
+    if given is not None and not isinstance(given, Mapping):
+        raise Refused(f"{RESPONSES} is no object", param=RESPONSES)
+    return given

@@ -13,21 +13,19 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 
-from langmill.infer.request import Event
 from langmill.infer.sampling import Sampling
 from langmill.serve.constraints import made
 from langmill.serve.errors import FAILURES, STREAMED, Refused
-from langmill.serve.models import Loaded
+from langmill.serve.formats import RESPONSES
+from langmill.serve.job import Job, constrained, pieces_of
 from langmill.serve.response_items import format_of, messages_of, tools_of
 from langmill.serve.sampling_fields import drawn
 from langmill.serve.schema import Asked
 from langmill.serve.state import State
-from langmill.serve.tool_reader import Piece, Reader
-from langmill.serve.tools import ToolUse
+from langmill.serve.tool_reader import Piece
 from langmill.serve.turns import understood
 from langmill.serve.writing import (
     Events,
-    Usage,
     Wanted,
     attended,
     count,
@@ -75,17 +73,6 @@ class Said(BaseModel):
     output: Objects
     store: Literal[False]
     usage: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Job:
-    """A request understood."""
-
-    loaded: Loaded
-    wanted: Wanted
-    use: ToolUse | None
-    head: dict[str, Any]
-    usage: Usage
 
 
 @dataclass
@@ -181,13 +168,8 @@ async def _job(state: State, asked: ResponseAsked) -> Job:
         asked.parallel_tool_calls is not False,
     )
     limit = room(loaded, ids, asked.max_output_tokens, "max_output_tokens")
-    constraint = await made(loaded, format_of(asked.text), {})
-    if use is not None and use.constraint is not None:
-        if constraint is not None:
-            raise Refused(
-                "tool_choice forces a call and text.format another text: give one of them", param="text"
-            )
-        constraint = use.constraint
+    format = await made(loaded, format_of(asked.text), where=RESPONSES)
+    constraint = constrained(use, format, RESPONSES, "text")
     temperature, top_p = _or(asked.temperature, 1.0), _or(asked.top_p, 1.0)
     sampling = Sampling(max_new_tokens=limit, temperature=temperature, top_p=top_p, seed=drawn())
     wanted = Wanted(ids, sampling, constraint=constraint)
@@ -208,7 +190,7 @@ def _or(value: Any, default: Any) -> Any:
 
 async def _told(state: State, job: Job, key: str | None) -> AsyncGenerator[tuple[str, dict[str, Any]], None]:
     """The events of an answer, from response.created to its end."""
-    reader, answer, finish, begun = None if job.use is None else job.use.reader(), Answer(), "stop", False
+    reader, answer, finish, begun = job.reader(), Answer(), "stop", False
     async with aclosing(write(state, job.loaded, job.wanted, key)) as events:
         async for number, event in events:
             if not begun:
@@ -216,7 +198,7 @@ async def _told(state: State, job: Job, key: str | None) -> AsyncGenerator[tuple
                 for name in ("response.created", "response.in_progress"):
                     yield name, {"response": _response(job, Answer(), "in_progress", None)}
             count(job.usage, number, event, [job.wanted])
-            for piece in _pieces(reader, event):
+            for piece in pieces_of(reader, event.text, event.ids, event.finish is not None):
                 for told in answer.take(piece):
                     yield told
             finish = event.finish or finish
@@ -225,12 +207,6 @@ async def _told(state: State, job: Job, key: str | None) -> AsyncGenerator[tuple
         yield told
     details = {"reason": "max_output_tokens"} if status == "incomplete" else None
     yield f"response.{status}", {"response": _response(job, answer, status, details)}
-
-
-def _pieces(reader: Reader | None, event: Event) -> list[Piece]:
-    if reader is None:
-        return [Piece(event.text)] if event.text else []
-    return [*reader.push(event.text, event.ids), *(reader.end() if event.finish is not None else ())]
 
 
 def _response(job: Job, answer: Answer, status: str, details: Mapping[str, str] | None) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import asyncio
 import errno
 import json
 import logging
-import math
 import signal
 import socket
 import sys
@@ -32,10 +31,11 @@ BACKLOG = 2048  # connections that wait to be taken
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def run(settings: ServeSettings, *, quiet: bool = False) -> Report:
+def run(settings: ServeSettings, *, quiet: bool = False, state_home: str = "") -> Report:
     """Serve until Ctrl-C or SIGTERM; running answers then have `drain_seconds`, a second Ctrl-C ends at once.
 
-    With `new_key` nothing is served: a key is made and told once. UsageError where the port is taken or keys are
+    With `new_key` nothing is served: a key is made and told once. state_home: the folder of XDG_STATE_HOME, where the
+    conversations are kept if the settings do not say where. UsageError where the port is taken or keys are
     missing, before any model is loaded. Counts: what the engines did. Figures: load_seconds.
     """
     try:
@@ -46,9 +46,12 @@ def run(settings: ServeSettings, *, quiet: bool = False) -> Report:
         raise MissingExtra("serve", error.name or "fastapi") from None
     if settings.new_key is not None:
         return _new_key(settings)
+    from langmill.serve.history import default_file
     from langmill.serve.hosts import origins_of
     from langmill.serve.keys import open_keys
 
+    if settings.page and settings.history is None:
+        settings = settings.model_copy(update={"history": str(default_file(state_home))})
     open_keys(settings)  # what is wrong shows before the port is opened and the models are loaded
     origins_of(settings)
     with listening(settings) as listener:
@@ -93,6 +96,7 @@ def serve(settings: ServeSettings, listener: socket.socket, quiet: bool) -> Repo
     import uvicorn
 
     from langmill.serve.app import create_app
+    from langmill.serve.connections import config_of
     from langmill.serve.state import open_state
 
     began = time.perf_counter()
@@ -100,16 +104,7 @@ def serve(settings: ServeSettings, listener: socket.socket, quiet: bool) -> Repo
     state = open_state(settings)
     seconds = time.perf_counter() - began
     app = create_app(state)
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        ws="none",
-        lifespan="off",
-        timeout_graceful_shutdown=math.ceil(settings.drain_seconds),
-    )
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(config_of(app, state))
     app.state.server = server
     with stopped_by_signals(server):
         if not quiet:

@@ -9,11 +9,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from langmill.infer.sampling import Sampling
 from langmill.serve.errors import Refused
+from langmill.serve.formats import KINDS
 from langmill.serve.models import Loaded
 from langmill.serve.schema import Asked
 from langmill.serve.state import State
 
 Stops = Annotated[str, Field(min_length=1)]
+Texts = Annotated[list[str], Field(max_length=1024)]  # 50,000 take a quarter of a minute to read
 MOST_STOPS = 16
 MOST_LIKELY = 20  # alternatives to a token that are told, at most
 
@@ -25,6 +27,17 @@ class StreamOptions(BaseModel):
 
     include_usage: bool | None = None
     include_obfuscation: Literal[False] | None = None
+
+
+class StructuredOutputs(BaseModel):
+    """vLLM's form of what may be written: one of a schema, a pattern, a list of texts, a grammar."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    schema_: dict[str, Any] | str | None = Field(None, alias="json")
+    regex: str | None = None
+    choice: Texts | None = None
+    grammar: str | None = None
 
 
 class Writing(Asked):
@@ -48,9 +61,10 @@ class Writing(Asked):
     stop_token_ids: Annotated[list[int], Field(max_length=MOST_STOPS)] | None = None
     ignore_eos: bool | None = None
     response_format: dict[str, Any] | None = None
+    structured_outputs: StructuredOutputs | None = None
     guided_json: dict[str, Any] | str | None = None
     guided_regex: str | None = None
-    guided_choice: list[str] | None = None
+    guided_choice: Texts | None = None
     guided_grammar: str | None = None
 
 
@@ -95,9 +109,15 @@ def stops_of(asked: Writing, loaded: Loaded) -> frozenset[int] | None:
 
 
 def guided(asked: Writing) -> dict[str, Any]:
-    """vLLM's fields for what may be written, those that are there."""
-    names = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
-    return {name: getattr(asked, name) for name in names if getattr(asked, name) is not None}
+    """vLLM's fields for what may be written, those that are there, by their names."""
+    given = asked.model_dump(include={f"guided_{kind}" for kind in KINDS})
+    new = asked.structured_outputs
+    if new is not None:
+        told = new.model_dump(by_alias=True)
+        given |= {f"structured_outputs.{kind}": value for kind, value in told.items()}
+        if not any(value is not None for value in told.values()):
+            raise Refused(f"structured_outputs says none of {', '.join(told)}", param="structured_outputs")
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _or(value: Any, default: Any) -> Any:

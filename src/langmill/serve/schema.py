@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 
 class Asked(BaseModel):
     """Base of all request bodies: a field that is not known is an error with a suggestion, and types are not guessed.
+    One that is null says nothing, so that it may have any name: clients send those that their users left out.
 
     Its own fields are those that clients send and that change nothing: nothing is stored, billed or cached by them.
     """
@@ -32,7 +33,8 @@ class Asked(BaseModel):
         if not isinstance(value, dict):
             return value
         names = {info.alias or name for name, info in cls.model_fields.items()}
-        for field in value:
+        given = {field: what for field, what in value.items() if what is not None or field in names}
+        for field in given:
             if field not in names:
                 near = difflib.get_close_matches(str(field), names, 1, 0.7)
                 hint = f": did you mean '{near[0]}'?" if near else ""
@@ -41,4 +43,4 @@ class Asked(BaseModel):
                     "there is no field '{field}' here{hint}",
                     {"field": str(field), "hint": hint},
                 )
-        return value
+        return given

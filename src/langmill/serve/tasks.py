@@ -5,7 +5,6 @@ One request at a time runs on a model, in a thread and batch by batch, so that a
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -23,7 +22,7 @@ from langmill.serve.errors import FAILURES, Refused
 from langmill.serve.models import Loaded
 from langmill.serve.schema import Asked
 from langmill.serve.state import State
-from langmill.serve.writing import Usage, attended, key_of, note, to_its_end
+from langmill.serve.writing import Usage, aside, attended, key_of, note, to_its_end
 
 T = TypeVar("T")
 Texts = str | Annotated[list[str], Field(min_length=1, max_length=2048)]
@@ -145,12 +144,13 @@ async def _answered(
         Row(f"input {number + 1}", text, {name: own[number] for name, own in fields.items()})
         for number, text in enumerate(texts)
     ]
-    encoded = await asyncio.to_thread(loaded.tokenizer.encode_batch, texts)
+    size = sum(map(len, texts))
+    encoded = await aside(loaded, size, lambda: loaded.tokenizer.encode_batch(texts))
     tokens = sum(map(len, encoded))
     note(request, Usage(prompt=tokens))
     state.limits.check(key_of(request), tokens)
     results, counted = await attended(
-        request, read(loaded, lambda: make(settings, loaded.model, loaded.tokenizer), rows)
+        request, read(loaded, lambda: make(settings, loaded.model, loaded.tokenizer), rows, tokens)
     )
     state.metrics.ended(loaded.name, "stop", tokens, 0, 0)
     data = [{"index": index, **result} for index, result in enumerate(results)]
@@ -161,15 +161,17 @@ async def _answered(
 
 
 async def read(
-    loaded: Loaded, make: Callable[[], Read], rows: Sequence[Row]
+    loaded: Loaded, make: Callable[[], Read], rows: Sequence[Row], tokens: int
 ) -> tuple[list[Result], Counter[str]]:
-    """The result of each row, and what is to be told of them, once the model is free."""
+    """The result of each row, and what is to be told of them, once the model is free. QueueFull where so many tokens
+    may not wait for that, Refused where the server is stopping."""
     counted: Counter[str] = Counter()
     found: list[Result] = []
-    async with loaded.lock:
-        reads = await to_its_end(make)
-        for batch in batches(iter(rows), BATCH):
-            found += await to_its_end(partial(_list, reads, batch, counted))
+    with loaded.open():
+        async with loaded.line.turn(tokens):
+            reads = await to_its_end(make)
+            for batch in batches(iter(rows), BATCH):
+                found += await to_its_end(partial(_list, reads, batch, counted))
     return found, counted
 
 

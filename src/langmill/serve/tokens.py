@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
@@ -14,7 +15,7 @@ from langmill.serve.models import Loaded
 from langmill.serve.schema import Asked
 from langmill.serve.state import State
 from langmill.serve.turns import Message, plain, prompt_of, size_of
-from langmill.serve.writing import aside
+from langmill.serve.writing import aside, key_of
 
 
 class TokenizeAsked(Asked):
@@ -59,25 +60,34 @@ def router(state: State) -> APIRouter:
     made = APIRouter(tags=["tokens"], responses=FAILURES)
 
     @made.post("/tokenize", response_model=Tokenized)
-    async def tokenize(asked: TokenizeAsked) -> JSONResponse:
+    async def tokenize(asked: TokenizeAsked, request: Request) -> JSONResponse:
         """The ids of a text or a chat."""
         loaded = _model(state, asked.model)
+        state.limits.check(key_of(request), 0)
         ids = await _ids(state, loaded, asked)
-        spelt = [token_text(loaded.tokenizer, id) for id in ids] if asked.return_token_strs else None
+        spelt = (
+            await aside(loaded, len(ids), lambda: _spelt(loaded, ids)) if asked.return_token_strs else None
+        )
         told = {"tokens": ids, "count": len(ids), "max_model_len": loaded.window, "token_strs": spelt}
         return JSONResponse(told)
 
     @made.post("/detokenize", response_model=Detokenized)
-    async def detokenize(asked: DetokenizeAsked) -> JSONResponse:
+    async def detokenize(asked: DetokenizeAsked, request: Request) -> JSONResponse:
         """The text of ids, control tokens included."""
         loaded = _model(state, asked.model)
+        state.limits.check(key_of(request), 0)
         known = loaded.model.config.vocab
         if bad := [id for id in asked.tokens if not 0 <= id < known]:
             raise Refused(f"{bad[0]} is no token: this model knows 0 to {known - 1}", param="tokens")
-        text = loaded.tokenizer.decode(asked.tokens, skip_specials=False)
+        size = len(asked.tokens)
+        text = await aside(loaded, size, lambda: loaded.tokenizer.decode(asked.tokens, skip_specials=False))
         return JSONResponse({"prompt": text, "content": text})
 
     return made
+
+
+def _spelt(loaded: Loaded, ids: Sequence[int]) -> list[str]:
+    return [token_text(loaded.tokenizer, id) for id in ids]
 
 
 def _model(state: State, name: str | None) -> Loaded:

@@ -159,7 +159,7 @@ def grammar_of(form: Form, tools: Sequence[Mapping[str, Any]], parallel: bool) -
                 "type": "object",
                 "properties": {
                     "name": {"const": tool["function"]["name"]},
-                    form.key: tool["function"]["parameters"],
+                    form.key: closed(tool["function"]["parameters"]),
                 },
                 "required": ["name", form.key],
                 "additionalProperties": False,
@@ -173,6 +173,25 @@ def grammar_of(form: Form, tools: Sequence[Mapping[str, Any]], parallel: bool) -
         return f"start: call\n{call}"
     more = ' ("\\n" one)*' if parallel else ""
     return f'start: one{more}\none: "<tool_call>\\n" call "\\n</tool_call>"\n{call}'
+
+
+def closed(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A function's parameters without those that it does not name, where the schema says nothing of them: a small model
+    makes some up, and the function would fail on them."""
+    open_ = set(parameters) - {
+        "type",
+        "properties",
+        "required",
+        "description",
+        "title",
+        "$defs",
+        "definitions",
+    }
+    return (
+        parameters
+        if open_ or "properties" not in parameters
+        else {**parameters, "additionalProperties": False}
+    )
 
 
 def marks_of(tokenizer: Tokenizer) -> dict[int, str]:

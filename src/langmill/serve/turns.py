@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -11,13 +10,14 @@ from pydantic import BaseModel, ConfigDict
 from langmill.serve.errors import Refused
 from langmill.serve.models import Loaded
 from langmill.serve.tools import ToolUse, as_template_wants, prepared
-from langmill.serve.writing import aside
+from langmill.serve.writing import LONG, aside, in_turn
 from langmill.text.chat import chat_ids
 
 BETWEEN = "\n"  # parts of one message's text
 RESERVED = frozenset(
     {
         "tokenizer",
+        "template",
         "messages",
         "add_generation_prompt",
         "tools",
@@ -48,10 +48,18 @@ class Message(BaseModel):
 
 
 def plain(messages: Sequence[Message], template: str) -> list[dict[str, Any]]:
-    """The messages with their parts joined; a developer is the system to a template that does not know developers."""
-    found = []
+    """The messages with their parts joined; a developer is the system to a template that does not know developers.
+    Refused names a part that is no text, and a result of no call."""
+    found, called = [], set[Any]()
     for number, message in enumerate(messages):
         role = message.role
+        called.update(call.get("id") for call in message.tool_calls or ())
+        if role == "tool" and message.tool_call_id not in called:
+            raise Refused(
+                f"messages.{number} is the result of {str(message.tool_call_id)[:80]!r}, and no tool_calls before it "
+                "has this id",
+                param=f"messages.{number}.tool_call_id",
+            )
         if role == "developer" and "developer" not in template:
             role = "system"
         turn: dict[str, Any] = {"role": role, "content": _content(message, number)}
@@ -113,7 +121,9 @@ async def understood(
 ) -> tuple[list[int], ToolUse | None]:
     """The ids of a conversation, in which the model is shown the tools it may call, and how its answer is read for
     calls; None where there are none. Raises as `prompt_of` and `tools.prepared`."""
-    use = await asyncio.to_thread(prepared, loaded, tools, choice, parallel) if tools else None
+    use = None
+    if tools:
+        use = await in_turn(loaded, LONG, lambda: prepared(loaded, tools, choice, parallel))
 
     def ids() -> list[int]:
         shown = as_template_wants(loaded, messages, use)

@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 from langmill.infer.request import Constraint, Event, Finish, Likely
 from langmill.infer.request import Request as Asked
 from langmill.infer.sampling import Sampling
-from langmill.serve.errors import Refused, content, refusal_of
+from langmill.serve.errors import Refused, content, refusal_of, stopping
 from langmill.serve.models import Loaded
 from langmill.serve.state import State
 
@@ -120,22 +120,25 @@ async def write(state: State, loaded: Loaded, wanted: Sequence[Wanted] | Wanted,
     began = time.perf_counter()
     last, told = [began] * len(requests), [False] * len(requests)
     counts = [0] * len(requests)
+    streams = [loaded.engine.generate(one) for one in requests]
     try:
-        async with aclosing(merged([loaded.engine.generate(one) for one in requests])) as events:
-            async for choice, event in events:
-                now = time.perf_counter()
-                if event.ids:
-                    note = state.metrics.between if told[choice] else state.metrics.first
-                    note(loaded.name, now - last[choice])
-                    last[choice], told[choice] = now, True
-                    counts[choice] += len(event.ids)
-                if event.finish is not None:
-                    size = len(requests[choice].prompt)
-                    state.metrics.ended(loaded.name, event.finish, size, event.cached, counts[choice])
-                if event.finish in ("error", "cancelled"):
-                    status = 500 if event.finish == "error" else 503
-                    raise Refused(event.reason or "the server is stopping: send this request again", status)
-                yield choice, event
+        with loaded.open():
+            async with aclosing(merged(streams)) as events:
+                async for choice, event in events:
+                    now = time.perf_counter()
+                    if event.ids:
+                        note = state.metrics.between if told[choice] else state.metrics.first
+                        note(loaded.name, now - last[choice])
+                        last[choice], told[choice] = now, True
+                        counts[choice] += len(event.ids)
+                    if event.finish is not None:
+                        size = len(requests[choice].prompt)
+                        state.metrics.ended(loaded.name, event.finish, size, event.cached, counts[choice])
+                    if event.finish == "cancelled":
+                        raise stopping()
+                    if event.finish == "error":
+                        raise Refused(event.reason or "the model failed", 500)
+                    yield choice, event
     finally:
         state.limits.spend(key, sum(counts))
 
@@ -191,9 +194,13 @@ def note(request: Request, usage: Usage) -> Usage:
 async def aside(loaded: Loaded, size: int, work: Callable[[], T]) -> T:
     """The result of `work` on a text of so many characters: a long one in a thread, so that nobody waits for it, and
     one at a time for each model, since its pieces take a hundred times its bytes."""
-    if size <= LONG:
-        return work()
-    async with loaded.reading:
+    return work() if size <= LONG else await in_turn(loaded, size, work)
+
+
+async def in_turn(loaded: Loaded, size: int, work: Callable[[], T]) -> T:
+    """The result of `work` on so many characters in a thread, one at a time for each model. QueueFull where too much
+    waits."""
+    async with loaded.reading.turn(size):
         return await to_its_end(work)
 
 
@@ -297,6 +304,11 @@ class Events(Response):
         except Refused as error:
             if error.status != 499:
                 raise
+        except asyncio.CancelledError:  # the time to drain is over
+            if not self.started:
+                raise
+            await self._put(send, self.failed(content(stopping(), scope)))
+            await self._put(send, b"", last=True)
 
     async def _send(self, scope: Scope, send: Send) -> None:
         beat = asyncio.create_task(self._beat(send))
