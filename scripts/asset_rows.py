@@ -160,6 +160,20 @@ def _spam(unpacked: Path, out: Path) -> None:
     _write(out / "spam.jsonl", asset_mail.rows(unpacked))
 
 
+def _descriptions_languages(unpacked: Path, out: Path) -> None:
+    def rows() -> Iterator[Row]:
+        for file in sorted(unpacked.iterdir()):
+            language = file.name.removeprefix("Translation-").partition(".")[0]
+            for stanza in file.read_text(encoding="utf-8").split("\n\n"):
+                _, found, description = stanza.partition(f"\nDescription-{language}:")
+                if found:
+                    lines = [line[1:] for line in description.split("\n")]
+                    text = "\n".join("" if line == "." else line for line in lines)
+                    yield {"text": text.replace("\n", "\n\n", 1), "language": language}
+
+    _write(out / "descriptions.jsonl", rows())
+
+
 def _descriptions_de(unpacked: Path, out: Path) -> None:
     _write(out / "pairs.jsonl", asset_pairs.rows(asset_pairs.descriptions(unpacked, "de"), "de"))
 
@@ -306,6 +320,7 @@ CONVERT: dict[str, Callable[[Path, Path], None]] = {
     "spam": _spam,
     "questions": _questions,
     "descriptions-de": _descriptions_de,
+    "descriptions-languages": _descriptions_languages,
     "help-pages": _help_pages,
     "chatterbot": _chatterbot,
 }

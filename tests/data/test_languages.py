@@ -78,6 +78,16 @@ def test_chinese_characters_alone_are_not_taken_for_japanese_or_korean() -> None
     assert "no letter of its script" in languages.wrong(CHINESE, "ko")
 
 
+@pytest.mark.parametrize("text", ["早上好，请坐。", "おはようございます", "안녕하세요"])
+def test_a_few_letters_of_these_scripts_are_enough(text: str, bare: None) -> None:
+    languages, own = Languages(), {"早": "zh", "お": "ja", "안": "ko"}[text[0]]
+    for name in ("de", "ar", "ko", "zh"):
+        assert bool(languages.wrong(text, name)) == (name != own), name
+    assert languages.wrong(text, own) == "" == languages.wrong(f"GNOME {text}", "de")
+    assert languages.wrong("年", "de") == "" == languages.wrong("Das Wort 漢字", "de")
+    assert languages.wrong("の名 in 中文 的字 读作 の", "zh") == ""
+
+
 def test_without_the_extra_scripts_are_told_and_it_is_said(bare: None) -> None:
     languages = Languages()
     assert languages.note == "" and languages.wrong(GERMAN, "source") == "" == languages.note

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import mailbox
+import os
 from dataclasses import dataclass
 from email.message import EmailMessage
 from io import BytesIO
@@ -247,3 +248,17 @@ def test_a_file_that_changes_while_it_is_read_fails_its_unit_alone(tmp_path: Pat
     with pytest.raises(DataError, match="went away"):
         process(unit, Recipe(read, (Tidy(),)), tmp_path / "units")
     assert READ not in [p.name for p in (tmp_path / "units").iterdir()]
+
+
+def test_names_that_are_no_unicode_and_texts_too_long_cost_no_other_document(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path / "raw" / "good.txt", PROSE)
+    (tmp_path / "raw" / os.fsdecode(b"na\xffme.txt")).write_text(f"{PROSE} And so on.", encoding="utf-8")
+    rows = [{"text": "long " * 50}, {"text": PROSE + "After it.", "url": float("inf")}]
+    put(tmp_path / "raw" / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr("langmill.data.units.LONGEST", 200)
+    kept, gone, _ = prepared(tmp_path)
+    assert sorted(kept) == ["raw/good.txt#00000000", "raw/na\\xffme.txt#00000000", "raw/rows.jsonl#00000002"]
+    assert gone == {"raw/rows.jsonl#00000001": "read: text longer than 200 characters"}
+    assert json.loads(kept["raw/rows.jsonl#00000002"]["meta"]) == {"url": "Infinity"}

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -16,6 +17,7 @@ from langmill.common.errors import UsageError
 from langmill.data.c4 import C4, JoinLines
 from langmill.data.characters import Texts
 from langmill.data.cjk_rules import CJK_C4, CJK_FINEWEB, CJK_QUALITY, CJK_REPETITION
+from langmill.data.judge import without_spaces
 from langmill.data.repetition import GopherRepetition, Grams, lines, paragraphs, repeated_characters
 from langmill.data.rules import FineWeb, GopherQuality, ellipses
 
@@ -220,3 +222,11 @@ def test_rows_that_were_dropped_are_left_as_they_are() -> None:
     assert GopherQuality()(rows.slice(0, 0)).num_rows == 0
     many = [PROSE * 3, PROSE] * 3000  # several chunks
     assert said(GopherQuality(), *many) == [None, "too few words"] * 3000
+
+
+def test_a_technical_page_is_read_by_characters_where_a_third_of_its_words_are() -> None:
+    chinese = "函数 kmem_cache_alloc_node() 在 CONFIG_SLUB_DEBUG=y 时检查 include/linux/slab.h 里的 kmem_cache_create。"
+    english = "In a word, 汉字 are the characters of Chinese, and kmem_cache_alloc_node() is a function of the kernel."
+    text = pa.array([chinese, english, "Ünïcödé ça được привет", ""], pa.large_string())
+    assert without_spaces(text, np.ones(4, bool)).tolist() == [True, False, False, False]
+    assert sum("\u4e00" <= c <= "\u9fff" for c in chinese) < len(chinese) / 4

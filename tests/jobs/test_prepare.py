@@ -99,7 +99,10 @@ def test_every_document_is_kept_or_counted_and_the_clean_set_is_sorted(raw: Path
     assert sorted(told) == ["raw/rows.jsonl#00000121", "raw/sheet.xlsx", "raw/texts/bad.txt"]
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert (
-        "near_duplicates" in page and "<script" not in page and "http" not in page.replace("http-equiv", "")
+        "near_duplicates" in page
+        and "pairs were compared; 10 were alike." in page
+        and "<script" not in page
+        and "http" not in page.replace("http-equiv", "")
     )
     assert "133 documents" in (tmp_path / "out" / "datasheet.md").read_text(encoding="utf-8")
 
@@ -328,3 +331,44 @@ def test_report_is_made_again_from_the_folder(
         "no folder that langmill data prepare wrote"
         in say(capsys, "data", "report", str(raw))["error"]["message"]
     )
+
+
+def test_lines_of_a_site_are_cut_sources_are_mixed_and_a_document_is_forgotten_from_shards_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, count in (("web", 60), ("books", 15)):
+        (tmp_path / name).mkdir()
+        for i in range(count):
+            text = f"Read more on our pages\n{sentence(i + 100 * count)}"
+            (tmp_path / name / f"{i:02}.txt").write_text(text, encoding="utf-8")
+    (tmp_path / "web" / "menu.txt").write_text("Read more on our pages", encoding="utf-8")
+    out = tmp_path / "set" / "out"
+    more = {"boilerplate": {"cut": True}, "mixture": {"weights": ["web=1", "books=1"], "most": 2}}
+    made = settings(tmp_path / "web", out, source=[str(tmp_path / "web"), str(tmp_path / "books")], **more)
+    report = prepare.run(made, quiet=True)
+    rows = [row for file in sorted((out / "clean").iterdir()) for row in pq.read_table(file).to_pylist()]
+    assert not any("Read more" in row["text"] for row in rows) and ids(out) == sorted(ids(out))
+    by_source = {name: sum(row["source"] == name for row in rows) for name in ("web", "books")}
+    assert by_source["books"] == 30 and 35 <= by_source["web"] < 60
+    assert report.counts["dropped"] == 61 - by_source["web"] and report.counts["documents"] == len(rows)
+    flows = prepare.manifest(out)["flows"]
+    assert flows["web"]["boilerplate"]["dropped"] == {"no text is left": [1, 22, 22]}
+    cut = [flows["web"]["boilerplate"][part][2] for part in ("kept", "out")]
+    assert cut[0] - cut[1] == 60 * 23 and "cut: 1,725 characters" in (report.text or "")
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "cut from those kept" in page and "2.00" in page
+    told = say(capsys, "data", "why", str(out), "web/menu.txt")["results"][0]["why"]
+    assert told == "boilerplate: no text is left"
+    left_out = next(i for i in range(60) if f"web/{i:02}.txt#00000000" not in ids(out))
+    told = say(capsys, "data", "why", str(out), f"web/{left_out:02}.txt")["results"][0]["why"]
+    assert told == "mixture: more than its source's share"
+    assert prepare.run(made, quiet=True).counts == report.counts  # the same settings again
+    tokenizer, shards = str(tmp_path / "set" / "t.json"), str(tmp_path / "set" / "shards")
+    clean = str(out / "clean")
+    assert cli(["tokenizer", "train", clean, "--vocab-size", "300", "--out", tokenizer, "--quiet"]) == 0
+    assert cli(["data", "shards", clean, "--tokenizer", tokenizer, "--out", shards, "--quiet"]) == 0
+    gone = say(capsys, "data", "forget", str(out), "--id", "books/03.txt")
+    assert gone["counts"]["removed"] == 1 and list(gone["shards"].values()) == [2]
+    assert not any(i.startswith("books/03") for i in ids(out))
+    with pytest.raises(UsageError, match="no weight to books"):
+        prepare.run(settings(tmp_path, tmp_path / "o", source=made.source, mixture={"weights": ["web=1"]}))

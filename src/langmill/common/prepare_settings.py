@@ -97,6 +97,23 @@ class RuleSettings(Settings):
         default_factory=list,
         description="files of evaluation rows: leave out documents that hold 13 words of one in a row (repeatable)",
     )
+    words: list[str] = Field(
+        default_factory=list,
+        description="word lists as NAME=FILE, a word or phrase a line: meta says how many of each a text holds "
+        "(repeatable)",
+    )
+    words_at_most: list[str] = Field(
+        default_factory=list,
+        description="leave out texts with more words of a list in a thousand, as NAME=NUMBER: rude=5 (repeatable)",
+    )
+
+
+class QualitySettings(Settings):
+    """A classifier that says which documents are good: made by `langmill finetune MODEL --task classify`."""
+
+    model: str | None = Field(None, description="its folder; meta says the score of each document; none: off")
+    label: str = Field("good", description="the label of documents that are wanted")
+    at_least: float = Field(0.5, description="leave out documents of which its score is lower")
 
 
 class CleanseSettings(Settings):
@@ -111,6 +128,10 @@ class CleanseSettings(Settings):
     key_file: Path | None = Field(None, description="pseudonym: the file that holds the key")
     key_env: str | None = Field(None, description="pseudonym: the environment variable that holds the key")
     make_key: bool = Field(False, description="write a new key to key_file where there is none")
+    names: str | None = Field(
+        None,
+        description="find persons and addresses too: a folder made by finetune --task tag, or presidio:PIPELINE",
+    )
 
 
 class DuplicateSettings(Settings):
@@ -133,13 +154,43 @@ class DuplicateSettings(Settings):
     rows: int = Field(6, ge=1, description="hashes in one key")
 
 
+class BoilerplateSettings(Settings):
+    """Which lines are cut because a whole site has them, once copies are out."""
+
+    cut: bool = Field(
+        False,
+        description="cut lines that many documents of one site share; a site is the host of meta's url, else the "
+        "folder of the file",
+    )
+    share: float = Field(0.1, gt=0, le=1, description="share of a site's documents that hold the line")
+    documents: int = Field(10, ge=2, description="and so many documents of it at least")
+    bytes: int = Field(12, ge=1, description="shorter lines stay, such as } in code")
+
+
+class MixtureSettings(Settings):
+    """How much of each source there is in the clean set."""
+
+    weights: list[str] = Field(
+        default_factory=list,
+        description="shares of the sources in the bytes of the clean set, as SOURCE=WEIGHT for each (repeatable); "
+        "none: each document once",
+    )
+    most: float = Field(
+        4.0,
+        ge=1,
+        description="times that a source is there at most: beyond four, repeating teaches little "
+        "(Muennighoff et al. 2023)",
+    )
+
+
 class PrepareSettings(Settings):
     """`langmill data prepare`: raw files to clean documents, each one accounted for."""
 
     source: list[str] = Field(
         min_length=1,
         description="files, folders and patterns such as 'raw/*.jsonl': .txt .md .html .warc .pdf .jsonl .json .csv "
-        ".tsv .parquet .mbox .eml, most of them .gz or .zst too",
+        ".tsv .parquet .mbox .eml, most of them .gz or .zst too; or a data set of the hub as "
+        "hf://datasets/OWNER/NAME[@REVISION][/PATH]",
     )
     out: Path = Field(description="folder to write; its private run folder is OUT.run")
     workers: int | None = Field(
@@ -165,8 +216,11 @@ class PrepareSettings(Settings):
     tidy: TidySettings = TidySettings()
     language: LanguageSettings = LanguageSettings()
     rules: RuleSettings = RuleSettings()
+    quality: QualitySettings = QualitySettings()
     redact: CleanseSettings = CleanseSettings()
     duplicates: DuplicateSettings = DuplicateSettings()
+    boilerplate: BoilerplateSettings = BoilerplateSettings()
+    mixture: MixtureSettings = MixtureSettings()
 
 
 class PreparedSettings(Settings):

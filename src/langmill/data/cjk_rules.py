@@ -2,7 +2,12 @@
 
 The same rules, with each Han character and kana as a word of its own and other scripts' words as they are. An English
 word is about 1.6 Chinese characters, so lengths and n-grams are those of rules.py and repetition.py times 1.6,
-rounded; stop words are the most frequent characters. They judge texts with a third of such characters or more.
+rounded; stop words are the most frequent characters. They judge texts of whose words a third are such characters.
+
+Of Japanese (LibreOffice's help, descriptions of Debian's packages, 200 characters and more) they keep, rule by rule,
+82 to 97 % (repetition), 98 % and more (quality), 54 to 98 % (C4: descriptions have few sentences), 84 to 95 %
+(FineWeb), and of lists of titles nothing. All together keep 52 % of the Japanese descriptions; the English rules, lines
+joined, 42 % of the English ones.
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ CJK_QUALITY = GopherQuality(
     min_words=80,
     max_words=160_000,
     min_word_length=None,  # a character is one
-    max_word_length=3.0,  # mean: more is mostly another script
+    max_word_length=5.0,  # mean: more is mostly another script, or no words
     max_signs=0.06,
     min_with_letters=0.7,  # prose has 7 to 20 % punctuation, each sign a word
     stop_words=STOP_CHARACTERS,

@@ -18,12 +18,15 @@ from pyarrow.parquet import ParquetWriter
 from langmill.common.errors import DataError
 from langmill.common.files import sha256
 from langmill.common.prepare_settings import DuplicateSettings
+from langmill.data import boilerplate, mixture
 from langmill.data.dedup import find
+from langmill.data.last import Last
 from langmill.data.units import KEPT, READ, Amount, Flow, Flows, amount, flows_of, kept_batches, opened
 
 EXACT, NEAR = "exact_duplicates", "near_duplicates"
+OVER_ALL = (EXACT, NEAR, boilerplate.NAME, mixture.NAME)  # steps that no unit holds
 REASONS = {EXACT: "the same text as another", NEAR: "nearly the same text as another"}
-COPIES = pa.schema([("id", pa.string()), ("step", pa.string()), ("of", pa.string())])
+COPIES = pa.schema([("id", pa.large_string()), ("step", pa.string()), ("of", pa.large_string())])
 _LANGUAGE = r'"language":"(?P<language>[\w-]+)"'
 
 Sources = dict[str, Flows]  # by source, then by step
@@ -60,26 +63,33 @@ class Statistics:
         }
 
 
-def copies(folders: Sequence[Path], settings: DuplicateSettings) -> tuple[pa.Table, list[NDArray[np.int8]]]:
-    """(id, step, id of the copy that stays) of what goes, and for each unit 0: stays, 1: exact, 2: near copy."""
+def copies(
+    folders: Sequence[Path], settings: DuplicateSettings
+) -> tuple[pa.Table, list[NDArray[np.int8]], dict[str, int]]:
+    """(id, step, id of the copy that stays) of what goes; for each unit 0: stays, 1: exact, 2: near copy; and how many
+    pairs were compared, were similar, and texts left without being compared with all (see dedup.Duplicates)."""
     sizes = [sum(len(batch) for batch in kept_batches(folder, ["id"])) for folder in folders]
     codes = np.zeros(sum(sizes), np.int8)
-    table = COPIES.empty_table()
+    table, counts = COPIES.empty_table(), dict[str, int]()
     if settings.exact or settings.near is not None:
-        ids = pa.chunked_array(
-            [c for f in folders for b in kept_batches(f, ["id"]) for c in b["id"].chunks], pa.string()
-        )
-        ids = ids.combine_chunks() if ids.num_chunks else pa.array([], pa.string())
+        chunks = [c for f in folders for b in kept_batches(f, ["id"]) for c in b["id"].chunks]
+        ids = pa.chunked_array(chunks, pa.string()).cast(
+            pa.large_string()
+        )  # all of them: more than 2 GiB perhaps
+        ids = ids.combine_chunks() if ids.num_chunks else pa.array([], pa.large_string())
         found = find(folders, ids, threshold=settings.near, keep=settings.keep)
+        counts = {"compared": found.compared, "similar": found.similar, "left": found.left}
         of = np.where(found.near_N >= 0, found.near_N, -1)
         codes[of >= 0] = 2
         exact = (found.exact_N >= 0) & settings.exact
         codes[exact], of[exact] = 1, found.exact_N[exact]
         gone = np.flatnonzero(codes)
         steps = pa.array([EXACT if code == 1 else NEAR for code in codes[gone]], pa.string())
-        table = pa.table([ids.take(pa.array(gone)), steps, ids.take(pa.array(of[gone]))], COPIES)
+        table = pa.table([ids.take(pa.array(gone)), steps, ids.take(pa.array(of[gone]))], COPIES.names).cast(
+            COPIES
+        )
     ends = np.cumsum(sizes)
-    return table, [codes[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+    return table, [codes[end - size : end] for size, end in zip(sizes, ends, strict=True)], counts
 
 
 def flows(folders: Sequence[Path]) -> Sources:
@@ -123,12 +133,23 @@ class Writer:
         self.parts.append({"file": f"clean/{file.name}", **about})
 
 
+def staying(folders: Sequence[Path], codes: Sequence[NDArray[np.int8]]) -> Iterator[pa.Table]:
+    """The documents of all units that are no copies."""
+    for folder, own in zip(folders, codes, strict=True):
+        start = 0
+        for batch in kept_batches(folder):
+            yield batch.filter(pa.array(own[start : start + len(batch)] == 0))
+            start += len(batch)
+
+
 def write(
-    folders: Sequence[Path], codes: Sequence[NDArray[np.int8]], steps: Sequence[str], out: Path, most: int,
+    folders: Sequence[Path], codes: Sequence[NDArray[np.int8]], steps: Sequence[str], last: Last, out: Path, most: int,
     sources: Sources,
-) -> tuple[list[dict[str, Any]], Statistics]:  # fmt: skip
-    """Write the clean set into `out` and count in `sources` what each of `steps` (of code 1, 2, …) drops."""
+) -> tuple[list[dict[str, Any]], Statistics, pa.Table]:  # fmt: skip
+    """Write the clean set into `out` and count in `sources` what each of `steps` (of code 1, 2, …) and of the last ones
+    drops; files, statistics, and what the last ones dropped, as the table of `copies` has it."""
     writer, statistics = Writer(out, most), Statistics()
+    left_out = [COPIES.empty_table()]
     for folder, own in zip(folders, codes, strict=True):
         mine = sources[opened(folder)["source"]]
         start = 0
@@ -144,11 +165,15 @@ def write(
                     gone = amount(batch["text"].filter(pa.array(code == number)))
                     flow.dropped.setdefault(REASONS[step], Amount()).add(gone)
             stays = batch.filter(pa.array(code == 0)) if code.any() else batch
+            if last.steps:
+                stays, dropped = last(stays, mine)
+                nothing = pa.nulls(len(dropped), pa.string())
+                left_out.append(pa.table([dropped["id"], dropped["dropped"], nothing], COPIES))
             if len(stays):
                 writer.write(stays)
                 statistics.take(stays)
     writer.close()
-    return writer.parts, statistics
+    return writer.parts, statistics, pa.concat_tables(left_out)
 
 
 def check(sources: Mapping[str, Flows], parts: Sequence[Mapping[str, Any]]) -> None:

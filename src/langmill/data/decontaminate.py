@@ -66,7 +66,7 @@ class Decontaminate:
         reasons = {file: np.zeros(len(rows), bool) for file in files}
         bounds, rows_W = texts.names.bounds, texts.names.rows
         left_W = bounds[1:][rows_W] - np.arange(len(rows_W))
-        for n, grams in _grams(texts, max((n for n, _ in tests), default=0)):
+        for n, grams in each_gram(texts, max((n for n, _ in tests), default=0)):
             for by_characters in (False, True):
                 wanted, file_of = tests.get(
                     (n, by_characters), (np.zeros(0, np.uint64), np.zeros(0, np.int64))
@@ -97,7 +97,7 @@ def _tests(against: tuple[str, ...], words: int, least: int, characters: int, le
             alone, counts, bounds = _alone(texts), texts.names.counts, texts.names.bounds
             most = np.where(alone, characters, words)
             sizes = np.where(counts >= np.where(alone, least_characters, least), np.minimum(counts, most), 0)
-            for n, grams in _grams(texts, int(sizes.max(initial=0))):
+            for n, grams in each_gram(texts, int(sizes.max(initial=0))):
                 for by_characters in (False, True):
                     rows = np.flatnonzero((sizes == n) & (alone == by_characters))
                     if len(rows):
@@ -118,7 +118,7 @@ def _sorted(parts: list[tuple[Hashes, int]]) -> tuple[Hashes, Ints]:
     return hashes, files[first]
 
 
-def _grams(texts: Texts, most: int) -> Iterator[tuple[int, Hashes]]:
+def each_gram(texts: Texts, most: int) -> Iterator[tuple[int, Hashes]]:
     """n and the hashes of n-grams, for n = 1 to `most`; those that reach into the next text included."""
     hashes = texts.hashes(texts.names)
     grams = hashes

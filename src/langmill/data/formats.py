@@ -5,8 +5,10 @@ A function takes a `Reading` and yields `Record`s; what is none it rejects with 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -248,8 +250,8 @@ def _reach(row: Any, name: str) -> Any:
 
 def _plain(value: Any) -> Any:
     """What meta holds of a field: numbers and truth values as they are, other things as text, cut when long."""
-    if isinstance(value, bool | int | float):
-        return value
+    if isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value  # infinity is no JSON
     shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=True, default=str)
     return shown.encode("utf-8", "replace").decode("utf-8")[:_LONG_META]
 
@@ -317,13 +319,20 @@ def warc(reading: Reading) -> Iterator[Record]:
     place = 0
     try:
         with open(reading.path, "rb") as stream:
-            for record in ArchiveIterator(stream):
+            archive = iter(ArchiveIterator(stream))
+            while (record := _following(archive)) is not None:
                 if record.rec_type not in ("response", "resource", "conversion"):
                     continue
                 place += 1
                 yield from _archived(reading, place, record)
     except (ArchiveLoadFailed, ValueError, AttributeError, EOFError) as error:
         reading.reject(place + 1, _DAMAGED, 0, "", f"{type(error).__name__}: {error}"[:400])
+
+
+def _following(archive: Iterator[Any]) -> Any:
+    """The next record; None behind the last. What the package has to say of damage goes nowhere: it quotes the text."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        return next(archive, None)
 
 
 def _archived(reading: Reading, place: int, record: Any) -> Iterator[Record]:

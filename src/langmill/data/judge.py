@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 CHUNK = 1 << 19  # characters at a time: what numpy makes of them stays in the processor's cache
-SHARE = 1 / 3  # of a text's characters, from which it is read by characters
+SHARE = 1 / 3  # of a text's words, from which it is read by characters
+_LEAST = 1 / 50  # of its characters, where that can be: English words are long
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,18 +93,19 @@ def chunks(text: Any, rows: Ints) -> Iterator[tuple[Ints, list[str]]]:
 
 
 def without_spaces(text: Any, asked: Bools) -> Bools:
-    """(rows,) texts of which SHARE is in scripts that put no spaces between words; False where not asked."""
+    """(rows,) texts of whose words SHARE are characters of scripts that put no spaces between words; False where not
+    asked. Words and not characters are counted, since names, code and addresses make up much of a technical page."""
     import pyarrow.compute as pc
 
     sizes = pc.utf8_length(text).to_numpy(zero_copy_only=False)
     extra = pc.binary_length(text).to_numpy(zero_copy_only=False) - sizes
     # Each such character has at least two bytes more than an English letter.
-    likely = asked & (extra >= 2 * SHARE * sizes) & (sizes > 0)
+    likely = asked & (extra >= 2 * _LEAST * sizes) & (sizes > 0)
     found = np.zeros(len(text), bool)
     for rows, texts in chunks(text, np.flatnonzero(likely)):
         read = Texts(texts)
-        lone = sums((read.flags_N & LONE) != 0, np.append(read.starts_R, len(read.flags_N)))
-        found[rows] = lone >= SHARE * read.lengths_R
+        lone = sums((read.flags_N[read.names.starts] & LONE) != 0, read.names.bounds)
+        found[rows] = (lone >= SHARE * read.names.counts) & (lone > 0)
     return found
 
 

@@ -12,12 +12,13 @@ import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
 from langmill.common.errors import UsageError
 from langmill.common.files import written_here
 from langmill.common.prepare_settings import InputSettings
+from langmill.data import hub
 from langmill.data.streams import CHUNK, COMPRESSED
 
 FORMATS = (
@@ -25,6 +26,9 @@ FORMATS = (
     ".parquet", ".mbox", ".eml",
 )  # fmt: skip
 _PLAIN = (".json", ".parquet", ".pdf")  # which are not read compressed
+_SUFFIXES = tuple(
+    one + packed for one in FORMATS for packed in ("", *COMPRESSED) if not (packed and one in _PLAIN)
+)
 _SPLIT = (".jsonl", ".ndjson")  # which are cut into ranges of lines
 _MARKUP = (".html", ".htm", ".xhtml")  # of which text is the least part
 _GROUPS = 64  # a unit of many files ends after one of so many, which their names choose
@@ -81,20 +85,25 @@ def format_of(path: PurePath) -> str:
 
 @dataclass(frozen=True)
 class Root:
-    """A source: its name, the folder or file that ids are counted from, and what to read of it."""
+    """A source: its name, the folder or file that ids are counted from, and what to read of it. inside: the folder that
+    links may lead to. revision: the commit of a data set of the hub."""
 
     name: str
     base: Path
     paths: tuple[Path, ...]
+    inside: Path
+    revision: str = ""
 
 
 def roots(sources: Sequence[str]) -> list[Root]:
     """The sources by name: the last part of their path, or more of it where two would be the same.
 
-    UsageError for a source that does not exist, a pattern that nothing matches, a file of no known format.
+    UsageError for a source that does not exist, a pattern that nothing matches, a file of no known format; for data
+    sets of the hub see hub.py.
     """
     found: dict[PurePath, list[Path]] = {}
-    for source in dict.fromkeys(sources):
+    named = _of_hub([source for source in sources if source.startswith(hub.PREFIX)])
+    for source in dict.fromkeys(source for source in sources if not source.startswith(hub.PREFIX)):
         path = Path(source)
         if path.exists():
             if path.is_file() and not format_of(path):
@@ -108,14 +117,28 @@ def roots(sources: Sequence[str]) -> list[Root]:
             found.setdefault(_plain(Path(*path.parts[:start])), []).extend(matched)
         else:
             raise UsageError(f"{source} does not exist")
-    named = []
     for base, paths in found.items():
         depth = 1
         while any(other != base and other.parts[-depth:] == base.parts[-depth:] for other in found):
             depth += 1
         name = "/".join(part for part in base.parts[-depth:] if part != base.anchor)
-        named.append(Root(name, Path(base), tuple(paths)))
+        inside = Path(base) if Path(base).is_dir() else Path(base).parent
+        named.append(Root(name, Path(base), tuple(paths), inside))
     return named
+
+
+def _of_hub(sources: Sequence[str]) -> list[Root]:
+    """A root for each data set, with all that is asked of it. UsageError where two revisions of one are."""
+    found: dict[str, Root] = {}
+    for source in dict.fromkeys(sources):
+        got = hub.fetched(source, _SUFFIXES)
+        root = found.setdefault(got.name, Root(got.name, got.folder, (), got.inside, got.commit))
+        if root.base != got.folder:
+            raise UsageError(
+                f"{source}: another revision of {got.name} is a source already: give one of them"
+            )
+        found[got.name] = replace(root, paths=tuple(dict.fromkeys([*root.paths, *got.files])))
+    return list(found.values())
 
 
 def _plain(path: Path) -> PurePath:
@@ -127,11 +150,10 @@ def files(sources: Sequence[str], follow: bool, reject: Reject) -> list[File]:
     seen: set[tuple[int, int]] = set()
     found: list[File] = []
     for root in roots(sources):
-        inside = root.base if root.base.is_dir() else root.base.parent
         for path in root.paths:
             below = PurePath(os.path.relpath(_plain(path), root.base)).as_posix()
             id = root.name if below == "." else f"{root.name}/{below}"
-            _walk(path, root.name, id, inside, follow, seen, found, reject)
+            _walk(path, root.name, id, root.inside, follow, seen, found, reject)
     return sorted(found, key=lambda file: file.id + "#")
 
 

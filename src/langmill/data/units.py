@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,8 +31,9 @@ from langmill.data.guard import Guard
 from langmill.data.minhash import Shape, Signatures, sign
 from langmill.data.sources import Piece, Unit
 
-VERSION = 1  # of what units hold: another one makes all of them anew
+VERSION = 2  # of what units hold: another one makes all of them anew
 ROWS, BYTES = 2000, 8 << 20  # of a batch, at most
+LONGEST = 1 << 24  # characters of a text: steps hold about 80 bytes for each
 SHOWN = 500  # characters of a dropped text that are kept
 READ = "read"
 KEPT = pa.schema(
@@ -163,10 +165,15 @@ def process(unit: Unit, recipe: Recipe, units: Path) -> str:
         finally:
             work.close()
         signed(fresh, recipe.shape)
-        pieces = [[p.file.id, p.file.path.as_posix(), p.start, p.end, p.first, p.hash] for p in unit.pieces]
+        pieces = [[p.file.id, _shown(p.file.path), p.start, p.end, p.first, p.hash] for p in unit.pieces]
         value = {"source": unit.source, "pieces": pieces, "flows": work.record()}
         write_json(fresh / "unit.json", value, "prepared unit", VERSION)
     return ""
+
+
+def _shown(path: Path) -> str:
+    """A path as text; bytes of it that are no UTF-8 are written as \\xNN."""
+    return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
 
 
 def signed(folder: Path, shape: Shape | None) -> None:
@@ -205,6 +212,12 @@ class _Work:
         self._bytes = 0
 
     def take(self, piece: Piece, record: Record) -> None:
+        if len(record.text) > LONGEST:
+            detail = f"{len(record.text):,} characters: cut it into documents"
+            self.rejecter(piece)(
+                record.place, f"text longer than {LONGEST:,} characters", record.size, "", detail
+            )
+            return
         meta = json.dumps(record.meta, ensure_ascii=False) if record.meta else "{}"
         row = {"id": f"{piece.file.id}#{record.place:08d}", "text": record.text, "meta": meta}
         self._rows.append(row)

@@ -10,17 +10,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from langmill.common.errors import LangmillError, UsageError
 from langmill.common.files import Lock, claimed, read_json, run_folder, sha256
 from langmill.common.metrics import Report
 from langmill.common.settings import ForgetSettings
+from langmill.data.clean import OVER_ALL
 from langmill.data.forgotten import in_shards, key_of, known_as, load, purge, save, shard_known_as
 from langmill.data.shards import Shards
 from langmill.data.units import kept_batches
 from langmill.data.withdrawn import cleared, withdraw
 from langmill.jobs.prepare import VERSION, compose, manifest, settings_of
-from langmill.jobs.prepare_steps import recipe
+from langmill.jobs.prepare_steps import shape
 from langmill.jobs.prepared import LINEAGE, MANIFEST, SHARDS, named_in
 from langmill.jobs.report import shown
 from langmill.jobs.why import check_complete, found_in, full
@@ -49,13 +51,13 @@ def run(settings: ForgetSettings, *, quiet: bool = False) -> Report:
             raise UsageError(f"nothing in {out} is called or holds that: nothing was removed")
         now = {known_as(key, name) for name in (*ids, *texts)}
         now |= {shard_known_as(key, text_hash(text)) for text in texts} | set(known["begun"])
+        now |= _texts(folder, now)
         hashes = set(known["hashes"]) | now
         save(folder, hashes, now)
         made = settings_of(out, value)
-        recipe_ = recipe(made, folder)
-        removed = sum(purge(folder / "units" / unit, hashes, key, recipe_.shape) for unit in plan["units"])
+        removed = sum(purge(folder / "units" / unit, hashes, key, shape(made)) for unit in plan["units"])
         saw = _saw(folder, now)
-        compose(made, folder, recipe_, quiet, empty=True)
+        compose(made, folder, [step for step in value["steps"] if step not in OVER_ALL], quiet, empty=True)
         roots = settings.models or [out.absolute().parent]
         touched, others = _reshard(out, roots, saw, hashes, key)
         save(folder, hashes, set())
@@ -128,6 +130,16 @@ def _named(settings: ForgetSettings, run: Path, plan: dict[str, Any]) -> tuple[s
     ):  # copies under other ids
         ids |= set(batch["id"].filter(pc.is_in(batch["text"], same)).to_pylist())
     return ids, texts
+
+
+def _texts(run: Path, ids: set[str]) -> set[str]:
+    """What shards know the texts of documents by, in each version that had other texts of them than the units have."""
+    found: set[str] = set()
+    wanted = pa.array(sorted(ids), pa.string())
+    for file in sorted((run / "versions").glob("*.parquet")):
+        table = pq.read_table(file)
+        found |= set(table["text"].filter(pc.is_in(table["id"], wanted)).to_pylist())
+    return found
 
 
 def _saw(run: Path, hashes: Iterable[str]) -> list[str]:

@@ -35,17 +35,21 @@ from langmill.common.settings import PreparedSettings, PrepareSettings, WhySetti
 from langmill.jobs.report import bytes_shown, shown
 
 try:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from langmill.data import clean
-    from langmill.data.forgotten import key_of, known_as, load
+    from langmill.data import boilerplate, clean
+    from langmill.data.forgotten import key_of, known_as, load, shard_known_as
+    from langmill.data.last import last
+    from langmill.data.mixture import weights_of
     from langmill.data.sources import Unit, files, roots, units
     from langmill.data.units import READ, Amount, Flow, Recipe, done, flows_of
 except ImportError:
     raise MissingExtra("data", "pyarrow") from None
 from langmill.jobs import prepare_report
-from langmill.jobs.prepare_steps import recipe
+from langmill.jobs.prepare_steps import recipe, shape
 from langmill.jobs.workers import Failed, work
+from langmill.text.document import text_hash
 
 MANIFEST, VERSION = "manifest.json", 1
 _LINES = 10_000  # of errors.jsonl
@@ -75,6 +79,7 @@ def run(settings: PrepareSettings, *, quiet: bool = False) -> Report:
     check_fields(settings.read)
     named = roots(settings.source)
     _check_out(settings, [root.name for root in named])
+    weights_of(settings.mixture.weights, [root.name for root in named])
     with claimed(settings.out, resume=True, resumable=True) as folder:
         made = recipe(settings, folder)
         if settings.force:
@@ -112,7 +117,8 @@ def _check_out(settings: PrepareSettings, names: Sequence[str]) -> None:
     before = manifest(out)
     if settings.force or settings.resume:
         return
-    differ = [name for name, value in _settings(settings).items() if before["settings"].get(name) != value]
+    then = _settings(settings_of(out, before))  # with the defaults of what was no setting yet
+    differ = [name for name, value in _settings(settings).items() if then[name] != value]
     if differ or sorted(before["named"]) != sorted(names):
         what = f"settings ({', '.join(differ)})" if differ else f"sources ({', '.join(before['named'])})"
         raise UsageError(
@@ -129,24 +135,26 @@ def finish(
     failed: Sequence[Failed], reused: int, quiet: bool,
 ) -> Report:  # fmt: skip
     """From the units to OUT: without copies, counted, described."""
+    named = roots(settings.source)
     plan: dict[str, Any] = {
         "units": [unit.key for unit in whole],
-        "named": [root.name for root in roots(settings.source)],
-        "sources": _sources(whole),
+        "named": [root.name for root in named],
+        "sources": _sources(whole, {root.name: root.revision for root in named if root.revision}),
         "aside": [[a.source, a.id, a.reason, a.bytes, a.detail] for a in aside],
-        "failed": [[f.unit.source, f.unit.pieces[0].file.id, f.reason] for f in failed],
+        "failed": [[f.unit.source, f.named, f.reason] for f in failed],
         "settings": _settings(settings),
     }
     write_json(run / "plan.json", plan, "prepare plan", VERSION)
-    counts = compose(settings, run, made, quiet)
+    counts = compose(settings, run, [step.name for step in made.steps], quiet)
     _tidy_up(run, set(plan["units"]))
     return _said(settings, counts, plan, reused, len(whole), quiet)
 
 
 def compose(
-    settings: PrepareSettings, run: Path, made: Recipe, quiet: bool, empty: bool = False
+    settings: PrepareSettings, run: Path, unit_steps: Sequence[str], quiet: bool, empty: bool = False
 ) -> dict[str, Any]:
-    """Write OUT from the units that plan.json names; the manifest is returned. empty: it may hold no document."""
+    """Write OUT from the units that plan.json names; the manifest is returned. unit_steps: the names of what was done
+    to each unit. empty: OUT may hold no document."""
     plan = read_json(run / "plan.json", "prepare plan", VERSION)
     folders = [run / "units" / key for key in plan["units"]]
     sources = clean.flows(folders)
@@ -154,11 +162,16 @@ def compose(
         mine = sources.setdefault(source, {READ: Flow()})
         mine[READ].dropped.setdefault(reason, Amount()).add(Amount(1, size, 0))
     with track("finding copies", quiet=quiet) as progress:
-        table, codes = clean.copies(folders, settings.duplicates)
+        table, codes, compared = clean.copies(folders, settings.duplicates)
         progress.advance(sum(map(len, codes)))
-    steps = (clean.EXACT, clean.NEAR) if made.shape else ()
+    steps = (clean.EXACT, clean.NEAR) if shape(settings) else ()
+    asked = settings.boilerplate.cut or settings.mixture.weights
+    with track("counting over all", quiet=quiet or not asked):
+        whole = last(lambda: clean.staying(folders, codes), settings, plan["named"], run)
     with atomic_folder(settings.out, replace=True) as fresh:
-        parts, statistics = clean.write(folders, codes, steps, fresh / "clean", settings.part_bytes, sources)
+        parts, statistics, late = clean.write(
+            folders, codes, steps, whole, fresh / "clean", settings.part_bytes, sources
+        )
         clean.check(sources, parts)
         if not parts and not empty:
             reasons = [f"{a.documents} x {step}: {why}" for step, why, a in _dropped(sources)]
@@ -170,19 +183,21 @@ def compose(
             "named": plan["named"],
             "sources": plan["sources"],
             "settings": plan["settings"],
-            "steps": [step.name for step in made.steps] + [*steps],
+            "steps": [*unit_steps, *steps, *(step.name for step in whole.steps)],
             "failed": len(plan["failed"]),
             "counts": {name: sum(part[name] for part in parts) for name in ("documents", "bytes")},
             "parts": parts,
+            "copies": compared,
+            "mixture": dict(whole.mixture.times) if whole.mixture else {},
             "flows": {
                 s: {step: f.as_dict() for step, f in mine.items()} for s, mine in sorted(sources.items())
             },
             "statistics": statistics.as_dict(),
         }
         write_json(fresh / MANIFEST, value, "prepared text", VERSION)
-        pq.write_table(table, run / "copies.parquet")
+        pq.write_table(pa.concat_tables([table, late]), run / "copies.parquet")
         _errors(run, plan, folders)
-        _remember(run, fresh, parts)
+        _remember(run, fresh, parts, bool(whole.steps))
         prepare_report.write(fresh, value, folders)
     return value
 
@@ -194,8 +209,8 @@ def manifest(out: Path) -> dict[str, Any]:
     return read_json(out / MANIFEST, "prepared text", VERSION)
 
 
-def _sources(whole: Sequence[Unit]) -> dict[str, dict[str, Any]]:
-    """Files, bytes and a hash of the contents, by source."""
+def _sources(whole: Sequence[Unit], revisions: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Files, bytes and a hash of the contents, by source; the commit of one of the hub."""
     found: dict[str, dict[str, Any]] = {}
     for unit in whole:
         mine = found.setdefault(unit.source, {"files": 0, "bytes": 0, "hash": ""})
@@ -203,6 +218,8 @@ def _sources(whole: Sequence[Unit]) -> dict[str, dict[str, Any]]:
         mine["bytes"] += unit.size
         text = mine["hash"] + "".join(piece.file.id + piece.hash for piece in unit.pieces)
         mine["hash"] = hashlib.blake2b(text.encode("utf-8"), digest_size=16).hexdigest()
+    for name, revision in revisions.items():
+        found.setdefault(name, {"files": 0, "bytes": 0, "hash": ""})["revision"] = revision
     return found
 
 
@@ -230,13 +247,18 @@ def _errors(run: Path, plan: Mapping[str, Any], folders: Sequence[Path]) -> None
     atomic_write(run / "errors.jsonl", "".join(json.dumps(line) + "\n" for line in lines[:_LINES]))
 
 
-def _remember(run: Path, out: Path, parts: Sequence[Mapping[str, Any]]) -> None:
-    """Which documents this version of the clean set holds, by hashes: `forget` asks which models saw one."""
-    key = key_of(run)
-    ids = (i for _, b in clean.clean_batches(out, parts, ["id"]) for i in b["id"].to_pylist())
-    hashes = np.array(sorted(int(known_as(key, i)[:16], 16) for i in ids), np.uint64)
-    (run / "versions").mkdir(exist_ok=True)
-    np.save(run / "versions" / f"{sha256(out / MANIFEST)}.npy", hashes, allow_pickle=False)
+def _remember(run: Path, out: Path, parts: Sequence[Mapping[str, Any]], changed: bool) -> None:
+    """Which documents this version of the clean set holds, by hashes: `forget` asks which models saw one. changed: its
+    texts are not those of the units, and are remembered too."""
+    key, version = key_of(run), run / "versions" / sha256(out / MANIFEST)
+    ids = [known_as(key, i) for _, b in clean.clean_batches(out, parts, ["id"]) for i in b["id"].to_pylist()]
+    version.parent.mkdir(exist_ok=True)
+    hashes = np.array(sorted(int(i[:16], 16) for i in ids), np.uint64)
+    np.save(version.with_suffix(".npy"), hashes, allow_pickle=False)
+    if changed:
+        batches = clean.clean_batches(out, parts, ["text"])
+        texts = [shard_known_as(key, text_hash(t)) for _, b in batches for t in b["text"].to_pylist()]
+        pq.write_table(pa.table({"id": ids, "text": texts}), version.with_suffix(".parquet"))
 
 
 def _tidy_up(run: Path, keys: set[str]) -> None:
@@ -256,11 +278,8 @@ def _said(
 ) -> Report:
     flows = clean.total({s: flows_of(mine) for s, mine in value["flows"].items()})
     read = flows[READ].came
-    counts = {
-        **value["counts"],
-        "read": read.documents,
-        "dropped": read.documents - value["counts"]["documents"],
-    }
+    gone = sum(a.documents for flow in flows.values() for a in flow.dropped.values())
+    counts = {**value["counts"], "read": read.documents, "dropped": gone}
     lines = [
         f"{settings.out}: {shown(counts['documents'])} documents, {bytes_shown(counts['bytes'])} of text, from "
         f"{shown(read.documents)} that were found"
@@ -271,6 +290,15 @@ def _said(
         reverse=True,
     )
     lines += [f"left out: {shown(count)} x {why}" for count, why in dropped[:20]]
+    lines += [
+        f"cut: {shown(f.kept.characters - f.out.characters)} characters of lines that sites share, out of "
+        f"{shown(f.changed)} documents"
+        for f in (flows.get(boilerplate.NAME),)
+        if f is not None and f.changed
+    ]
+    lines += [
+        f"{source} is there {times:.2f} times" for source, times in sorted(value.get("mixture", {}).items())
+    ]
     lines += [f"not read to its end, left out whole: {id}: {why}" for _, id, why in plan["failed"][:20]]
     lines += [
         f"what was left out and why: {run_folder(settings.out)}/errors.jsonl, langmill data why {settings.out} ID",

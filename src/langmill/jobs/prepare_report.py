@@ -70,8 +70,12 @@ def page(out: Path, value: Mapping[str, Any], sources: Mapping[str, Flows], fold
     languages = [Bar(name, count) for name, count in list(statistics["languages"].items())[:12]]
     lengths = [Bar(_span(int(power)), count) for power, count in statistics["lengths"].items()]
     sections = [
-        ("What became of the documents", join(diagram(flows), _ledger(flows))),
+        (
+            "What became of the documents",
+            join(diagram(flows), _ledger(flows), _copies(value.get("copies", {}))),
+        ),
         ("By source", _by_source(sources)),
+        ("Mixture", _mixture(value, sources)),
         ("Languages", _bars("Documents by language", languages)),
         ("Lengths", _bars("Documents by length, in characters", lengths)),
         ("Personal data", _personal(statistics["redacted"])),
@@ -120,9 +124,25 @@ def _ledger(flows: Flows) -> Html:
     for step, flow in flows.items():
         rows.append((step, "came", *flow.came.as_list()))
         rows += [("", f"left out: {why}", *amount.as_list()) for why, amount in sorted(flow.dropped.items())]
+        less = flow.kept.characters - flow.out.characters
+        if step != READ and flow.changed and less > 0:
+            rows.append(("", "cut from those kept", "", flow.kept.bytes - flow.out.bytes, less))
         rows.append(("", f"kept, {shown(flow.changed)} of them changed", *flow.out.as_list()))
     head = ("step", "", "documents", "bytes", "characters")
     return table("Every document is counted at every step: came = left out + kept", head, rows, 3)
+
+
+def _copies(counts: Mapping[str, int]) -> Html:
+    if not counts.get("compared"):
+        return text("No two documents were so much alike that they had to be compared.")
+    pairs, alike, left = (shown(counts[name]) for name in ("compared", "similar", "left"))
+    told = f"To find near copies {pairs} pairs were compared; {alike} were alike."
+    if counts["left"]:
+        told += (
+            f" {left} times a document was left without being compared with all that share a key with it, since "
+            "these were too many: near copies among them may have been missed."
+        )
+    return text(told)
 
 
 def _by_source(sources: Mapping[str, Flows]) -> Html:
@@ -134,6 +154,19 @@ def _by_source(sources: Mapping[str, Flows]) -> Html:
     return table(
         "Documents and bytes by source", ("source", "found", "bytes", "kept", "bytes of text"), rows, 4
     )
+
+
+def _mixture(value: Mapping[str, Any], sources: Mapping[str, Flows]) -> Html:
+    times = value.get("mixture", {})
+    if not times:
+        return text("Each document is there once.")
+    given = (one.rpartition("=") for one in value["settings"]["mixture"]["weights"])
+    weights = {name: float(weight) for name, _, weight in given}
+    size = {name: next(reversed(flows.values())).out.bytes for name, flows in sources.items()}
+    whole, wanted = max(1, sum(size.values())), sum(weights.values())
+    rows = [(n, f"{weights[n] / wanted:.1%}", f"{size[n] / whole:.1%}", f"{times[n]:.2f}") for n in times]
+    title = "Shares of the bytes, and how many times each source is there"
+    return table(title, ("source", "wanted", "reached", "times"), rows, 3)
 
 
 def _bars(title: str, bars: Sequence[Bar]) -> Html:

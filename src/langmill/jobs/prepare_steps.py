@@ -22,7 +22,9 @@ from langmill.data.repetition import GopherRepetition
 from langmill.data.rules import FineWeb, GopherQuality
 from langmill.data.tidy import Language, Tidy
 from langmill.data.units import Recipe, Step
+from langmill.data.words import Words, pairs
 from langmill.privacy.key import read_key
+from langmill.privacy.names import names
 from langmill.privacy.redact import Redact
 
 REPETITION: tuple[Step, ...] = (GopherRepetition(), CJK_REPETITION)
@@ -37,33 +39,96 @@ PRESETS: dict[str, tuple[Step, ...]] = {
 
 def recipe(settings: PrepareSettings, run: Path) -> Recipe:
     """How documents are made. Forget comes last: it takes the text of what others dropped too."""
-    t, language, d = settings.tidy, settings.language, settings.duplicates
+    t, language = settings.tidy, settings.language
     steps: list[Step] = [Tidy(t.mojibake, t.normalize, t.controls)]
     if language.detect or language.keep:
         steps.append(Language(tuple(language.keep), language.min_score))
     steps += changed(PRESETS[settings.rules.preset], settings.rules.thresholds)
+    steps += [step for step in (_words(settings), _quality(settings)) if step is not None]
     if settings.redact.policy != "none":
         steps.append(redaction(settings))
+    elif settings.redact.names is not None:
+        raise UsageError(
+            "redact.names finds what redact.policy says how to replace, and that is none: take mask"
+        )
     if settings.rules.decontaminate:
         steps.append(
             Decontaminate(tuple(str(Path(file).absolute()) for file in settings.rules.decontaminate))
         )
-    shape = Shape(d.n, d.bands, d.rows) if d.exact or d.near is not None else None
-    reads = tuple(_hash(file) for file in settings.rules.decontaminate)
-    return Recipe(settings.read, tuple(steps), shape, (Forget(run.absolute()),), reads)
+    reads = [_hash("rules.decontaminate", file) for file in settings.rules.decontaminate]
+    reads += [_hash("rules.words", file) for _, file in pairs(settings.rules.words, "rules.words")]
+    if settings.redact.names is not None and not _of_spacy(settings.redact.names):
+        reads.append(_hash_of_model(settings.redact.names))
+    return Recipe(settings.read, tuple(steps), shape(settings), (Forget(run.absolute()),), tuple(reads))
+
+
+def shape(settings: PrepareSettings) -> Shape | None:
+    """Of the signatures by which duplicates are found; None where none are looked for."""
+    d = settings.duplicates
+    return Shape(d.n, d.bands, d.rows) if d.exact or d.near is not None else None
 
 
 def redaction(settings: PrepareSettings) -> Redact:
-    """UsageError where pseudonyms have no key, or a type does not exist."""
+    """UsageError where pseudonyms have no key, or a type does not exist; ModelError for `names` that is no tagger."""
     r = settings.redact
     assert r.policy != "none"
     key = read_key(r.key_file, r.key_env, r.make_key) if r.policy == "pseudonym" else None
-    return Redact(r.policy, tuple(r.types), key)
+    finder = None
+    if r.names is not None:
+        # One thread, so that what is found is the same however many processes work.
+        finder = names(r.names if _of_spacy(r.names) else _model(r.names), 1)
+        finder(["x"])  # what is wrong with it is told before any work
+    return Redact(r.policy, tuple(r.types), key, finder)
 
 
-def _hash(file: str) -> str:
+def _words(settings: PrepareSettings) -> Words | None:
+    r = settings.rules
+    lists = pairs(r.words, "rules.words")
+    most = {}
+    for name, number in pairs(r.words_at_most, "rules.words_at_most"):
+        if name not in dict(lists):
+            raise UsageError(
+                f"rules.words_at_most: no list is called '{name}': rules.words={name}=FILE gives one"
+            )
+        try:
+            most[name] = float(number)
+        except ValueError:
+            raise UsageError(f"rules.words_at_most '{name}={number}': {number} is no number") from None
+    found = tuple((name, str(Path(file).absolute())) for name, file in lists)
+    return Words(found, tuple(most.items())) if found else None
+
+
+def _quality(settings: PrepareSettings) -> Step | None:
+    """The classifier's step; torch is imported where there is one alone."""
+    q = settings.quality
+    if q.model is None:
+        return None
+    from langmill.jobs.quality import Quality
+
+    made = Quality(_model(q.model), q.label, q.at_least, _hash_of_model(q.model))
+    made.check()
+    return made
+
+
+def _of_spacy(names: str) -> bool:
+    return names.partition(":")[0] == "presidio"
+
+
+def _model(where: str) -> str:
+    from langmill.families.hub import resolve
+
+    return str(resolve(where).absolute())
+
+
+def _hash_of_model(where: str) -> str:
+    folder = Path(_model(where))
+    own = (f"{file.name} {sha256(file)}" for file in sorted(folder.iterdir()) if file.is_file())
+    return " ".join(own) if folder.is_dir() else sha256(folder)
+
+
+def _hash(setting: str, file: str) -> str:
     if not Path(file).is_file():
-        raise UsageError(f"rules.decontaminate: {file} is no file")
+        raise UsageError(f"{setting}: {file} is no file")
     return sha256(Path(file))
 
 

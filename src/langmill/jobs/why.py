@@ -48,7 +48,8 @@ def told(out: Path, asked: str) -> Report:
     for row in found:
         copy = copies.get(row["id"])
         if copy and row["became"] == "kept":
-            row |= {"became": "dropped", "why": f"{copy['step']}: a copy of {copy['of']}, which stays"}
+            told = f": a copy of {copy['of']}, which stays" if copy["of"] is not None else ""
+            row |= {"became": "dropped", "why": copy["step"] + told}
     places = _places(out, value, [row["id"] for row in found if row["became"] == "kept"])
     lines = []
     for row in found[:_MOST]:
@@ -96,7 +97,7 @@ def _copies(run: Path, ids: list[str]) -> list[dict[str, Any]]:
     if not (run / "copies.parquet").is_file():
         return []
     table = pq.read_table(run / "copies.parquet")
-    return table.filter(pc.is_in(table["id"], pa.array(ids, pa.string()))).to_pylist()
+    return table.filter(pc.is_in(table["id"], pa.array(ids, table["id"].type))).to_pylist()
 
 
 def _places(out: Path, value: dict[str, Any], ids: list[str]) -> dict[str, str]:

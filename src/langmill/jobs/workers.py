@@ -30,6 +30,12 @@ class Failed:
     unit: Unit
     reason: str
 
+    @property
+    def named(self) -> str:
+        """Its first file, and how many others go with it."""
+        first, *others = dict.fromkeys(piece.file.id for piece in self.unit.pieces)
+        return f"{first} and {len(others)} more" if others else first
+
 
 def work(
     todo: Sequence[Unit], recipe: Recipe, units: Path, settings: PrepareSettings, quiet: bool

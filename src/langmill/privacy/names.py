@@ -29,17 +29,19 @@ _PACKAGES = ("spacy", "presidio_analyzer.nlp_engine", "presidio_analyzer.predefi
 class Tagger:
     """Finds of a model folder made by `langmill finetune --task tag`; loaded on first use.
 
-    ModelError where the folder is none, or none of its labels names a person or an address.
+    threads: of the processor; None: torch's own choice. ModelError where the folder is none, or none of its labels
+    names a person or an address.
     """
 
     folder: str
+    threads: int | None = None
 
     def __call__(self, texts: Sequence[str]) -> list[list[Find]]:
         from langmill.infer.read import token_scores
         from langmill.text.tag import Words, encode_words, entities, word_scores
         from langmill.text.tasks import Limit
 
-        model, tokenizer, labels, length = _loaded(self.folder)
+        model, tokenizer, labels, length = _loaded(self.folder, self.threads)
         found: list[list[Find]] = [[] for _ in texts]
         split = {number: Words.split(text) for number, text in enumerate(texts)}
         split = {number: words for number, words in split.items() if len(words)}
@@ -63,13 +65,13 @@ def _finds(entities: Sequence[dict[str, Any]]) -> list[Find]:
 
 
 @lru_cache(maxsize=1)
-def _loaded(folder: str) -> tuple[Any, Any, Any, int]:
+def _loaded(folder: str, threads: int | None) -> tuple[Any, Any, Any, int]:
     from langmill.infer.ready import ready
     from langmill.model.config import ModelConfig
     from langmill.text.classify import Labels
     from langmill.text.tasks import READS
 
-    model, tokenizer = ready(folder)
+    model, tokenizer = ready(folder, threads=threads)
     head = model.config.head if isinstance(model.config, ModelConfig) else None
     if head is None or head.task != "tag":
         raise ModelError(
@@ -117,10 +119,10 @@ def _presidio(pipeline: str) -> tuple[Any, Any, str]:
     return recognisers.SpacyRecognizer(supported_language=loaded.lang), engine, loaded.lang
 
 
-def names(given: str) -> Tagger | Presidio:
+def names(given: str, threads: int | None = None) -> Tagger | Presidio:
     """What the setting `names` says: presidio:PIPELINE, or a model folder."""
     if given == _PRESIDIO:
         raise UsageError("names: say which spaCy pipeline presidio should use, as presidio:en_core_web_sm")
     if given.startswith(f"{_PRESIDIO}:"):
         return Presidio(given.partition(":")[2])
-    return Tagger(given)
+    return Tagger(given, threads)
