@@ -20,6 +20,7 @@ from langmill.model.config import Head, Learned, ModelConfig, Sinusoidal, StackC
 from langmill.model.init import init_
 from langmill.model.transformer import Transformer
 from langmill.text.tokenizer import Tokenizer
+from langmill.text.training import MARKS
 
 ROOT = Path(__file__).parent.parent
 
@@ -56,7 +57,7 @@ def commands(page: Path) -> list[list[str]]:
 
 def shortened(words: list[str]) -> list[str]:
     """The command with less to do; a run that goes on from a model or a run takes its shape from there."""
-    extra = LITTLE.get(words[0], [])
+    extra = LITTLE.get(words[0], []) if words[:2] != ["generate", "ENCODER"] else []
     if "--from" in words:
         extra = [word for word in extra if "size=" not in word or "batch" in word]
     if "--preview" in words:
@@ -117,7 +118,9 @@ def task_inputs(folder: Path) -> None:
         (folder / f"{name}.jsonl").write_text(
             "".join(json.dumps(row) + "\n" for row in own), encoding="utf-8"
         )
-    tokenizer = Tokenizer.train([json.dumps(row) for own in rows.values() for row in own], 300)
+    tokenizer = Tokenizer.train(
+        [json.dumps(row) for own in rows.values() for row in own], 300, specials=MARKS["mask"]
+    )
     vocab, shape = (
         tokenizer.vocab_size,
         {"norm": "layer", "activation": "gelu", "gated": False, "norm_order": "post"},

@@ -50,6 +50,18 @@ def test_every_kind_of_file_gives_the_same_texts(kind: str, tmp_path: Path) -> N
         assert [int(row.fields["n"]) for row in found] == [0, 1, 2]
 
 
+def test_the_first_field_that_holds_text_is_taken_unless_one_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"context": "a", "text": "b", "id": 1}\n{"text": "c", "context": null}\n{"body": "d"}\n')
+    found = rows(asked(file=path), Counter(), fields=("context", "text"))
+    assert [next(found).text, next(found).text] == ["a", "c"]
+    with pytest.raises(DataError, match="line 3 has no text in 'context' or 'text' \\(it has body\\)"):
+        next(found)
+    named = rows(asked(file=path, field="text"), Counter(), fields=("context", "text"))
+    row = next(named)
+    assert (row.text, row.fields) == ("b", {"context": "a", "id": 1})
+
+
 def test_standard_input_is_lines_or_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO('{"text": "one"}\n{"text": "two", "id": 7}\n'))
     assert [(row.text, row.fields) for row in rows(asked(), Counter())] == [("one", {}), ("two", {"id": 7})]

@@ -164,6 +164,12 @@ def test_examples_are_rows_of_the_labels_and_stand_as_they_are(decoder: str, tmp
         shots(configure(ClassifySettings, None, [], **given))
     with pytest.raises(UsageError, match="is no file"):
         shots(configure(ClassifySettings, None, [], **given | {"examples": tmp_path / "none"}))
+    (tmp_path / "old.jsonl").write_bytes(b'{"text": "\xe9", "label": 0}')
+    with pytest.raises(DataError, match=r"old.jsonl is not UTF-8 \(byte 11\)"):
+        shots(configure(ClassifySettings, None, [], **given | {"examples": tmp_path / "old.jsonl"}))
+    asked = configure(ClassifySettings, None, [], **given | {"examples": path}, text=["a", "b"], batch_size=1)
+    counts = classify.run(asked, quiet=True, as_json=True).counts
+    assert counts["examples left out, with other labels than those asked: other"] == 1
 
 
 KINDS = ["a", "b", "c"]

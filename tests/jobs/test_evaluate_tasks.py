@@ -215,7 +215,7 @@ def test_generation_by_hand(at: dict[str, str], tmp_path: Path) -> None:
 def test_answers_found_in_texts_by_hand(at: dict[str, str], tmp_path: Path) -> None:
     report = run(at["points"], at["answer"], out=tmp_path / "rows.jsonl")
     used = answer.run(
-        AnswerSettings(model=at["points"], file=Path(at["answer"]), field="context", device="cpu"),
+        AnswerSettings(model=at["points"], file=Path(at["answer"]), device="cpu"),
         quiet=True,
         as_json=True,
     )
@@ -227,8 +227,14 @@ def test_answers_found_in_texts_by_hand(at: dict[str, str], tmp_path: Path) -> N
     assert [report.figures["exact_match"], report.figures["f1"]] == pytest.approx(
         np.mean(marks, axis=0).tolist()
     )
+    silent = tmp_path / "silent.jsonl"
+    silent.write_text(json.dumps(CONTEXTS[0]) + "\n" + json.dumps({"context": "the cat", "question": " "}))
+    with pytest.raises(DataError, match=r"silent.jsonl, line 2 has no question"):
+        answer.run(AnswerSettings(model=at["points"], file=silent, device="cpu"), quiet=True, as_json=True)
     plain = run(at["a"], at["answer"], max_new_tokens=3)
     assert plain.extra["record"]["task"] == "generate"  # another model writes its answers
+    with pytest.raises(ModelError, match="marian writes no text by itself"):
+        run(at["marian"], at["answer"])
     with pytest.raises(ModelError, match="was not taught to answer"):
         run(at["a"], at["answer"], task="answer")
 
@@ -247,7 +253,13 @@ def test_a_taught_classifier_and_a_label_that_it_does_not_know(at: dict[str, str
     odd.write_text("".join(json.dumps(row) + "\n" for row in [*LABELLED, {"text": "a", "label": "perhaps"}]))
     more = run(at["bert"], odd)
     assert more.counts["labels the model was not taught"] == 1 and more.counts["rows"] == 31
+    assert more.extra["unknown_labels"] == {"perhaps": 1} and "'perhaps' (in 1) is never said" in more.text
     assert more.figures["accuracy"] == pytest.approx(expected["accuracy"] * 30 / 31)
+    odd.write_text('{"text": "a", "label": "ja"}\n{"text": "b", "label": 1}\n')
+    with pytest.raises(
+        DataError, match="none of the rows' labels: they are '1', 'ja', and it says 'no', 'yes'"
+    ):
+        run(at["bert"], odd)
 
 
 def test_labels_that_a_decoder_was_never_taught(at: dict[str, str], tmp_path: Path) -> None:
@@ -319,6 +331,8 @@ def test_bad_rows_are_counted_under_their_reasons(at: dict[str, str], tmp_path: 
         ({"question": "q", "context": "c", "answers": {"text": ["c"]}}, "generate"),
         ({"text": "t", "label": 1}, "classify"),
         ({"source": "s", "target": "t"}, "translate"),
+        ({"tokens": ["t"], "tags": ["O"]}, "tag"),
+        ({"text": "t", "spans": []}, "tag"),
         ({"text": "t", "id": 1}, "text"),
     ],
 )

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from langmill.common.errors import DataError
 from langmill.text.answer import (
+    NOWHERE,
     ContextWindow,
     answer_places,
     answer_targets,
@@ -74,9 +75,9 @@ def test_windows_cover_the_context_and_a_span_comes_back(
     if start == end:
         return
     counted: Counter[str] = Counter()
-    places = answer_targets(windows, (start, end), counted)
+    places = answer_targets(windows, [(start, end)], counted)
     result = best_answers(context, windows, *pointed(windows, places))
-    if counted["in no window"]:  # it is longer than what two windows share
+    if counted[NOWHERE]:  # it is longer than what two windows share
         assert result["answer"] == "" and result["start"] is None and result["no_answer_score"] > 0.9
         return
     best = result["best"][0]
@@ -84,6 +85,21 @@ def test_windows_cover_the_context_and_a_span_comes_back(
     assert best["answer"] == context[best["start"] : best["end"]]
     if not shared(offsets):
         assert (best["start"], best["end"]) == (start, end)
+
+
+def test_each_window_learns_the_first_answer_that_it_holds(shaped: dict[str, Tokenizer]) -> None:
+    tokenizer, context = shaped["bert"], "the lazy dog of paris " * 6
+    windows = encode_question(tokenizer, "who", context, Limit(24, "window", 4), Counter())
+    last, first = context.rindex("dog"), context.index("paris")
+    counted: Counter[str] = Counter()
+    places = answer_targets(windows, [(last, last + 3), (first, first + 5)], counted)
+    assert len(windows) > 1 and places[0] != (0, 0) != places[-1] and not counted[NOWHERE]
+    for window, (a, b), answer in ((windows[0], places[0], "paris"), (windows[-1], places[-1], "dog")):
+        spans = [window.offsets[place - window.encoded.second.start] for place in (a, b)]
+        assert context[spans[0][0] : spans[1][1]] == answer
+    assert answer_targets(windows, [], counted) == [(0, 0)] * len(windows) and not counted[NOWHERE]
+    answer_targets(windows, [(0, len(context) - 1)], counted)
+    assert counted[NOWHERE] == 1
 
 
 def shared(offsets: list[tuple[int, int]]) -> bool:

@@ -206,6 +206,12 @@ def test_the_companions_of_a_file(trained: dict[str, Tokenizer], tmp_path: Path)
     again = Tokenizer.load(tmp_path / "again")
     assert (again.eos_id, again.pad_id, again.chat_template) == (3, 1, "D")
     assert json.loads((tmp_path / "again" / "tokenizer_config.json").read_text())["model_max_length"] == 99
+    for length, reads in ((64, 64), (512, 99)):  # no more than the model reads, nor than was said
+        chat.save(tmp_path / "again", length)
+        assert (
+            json.loads((tmp_path / "again" / "tokenizer_config.json").read_text())["model_max_length"]
+            == reads
+        )
     base = Tokenizer.load(
         folder(
             tmp_path / "base",

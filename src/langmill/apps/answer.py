@@ -19,15 +19,18 @@ from langmill.text.answer import ContextWindow, best_answers, encode_question
 from langmill.text.tasks import Limit
 from langmill.text.tokenizer import Tokenizer
 
+CONTEXT = ("context", "text")
+
 
 def run(settings: AnswerSettings, *, quiet: bool = False, as_json: bool = False) -> Report:
     """Results: {"question", "answer", "start", "end", "score", "no_answer_score", "best"}; the text is the context.
 
-    The question is the settings', or each row's "question" (then --field names the context, usually "context"). `best`
-    lists --n-best answers. An empty answer says that the text holds none.
+    The question is the settings', or each row's "question"; a row's "context", or else its "text", is the context.
+    `best` lists --n-best answers. An empty answer says that the text holds none.
     """
     model, tokenizer = ready(settings.model, settings.dtype, settings.device, settings.threads)
-    return each(settings, reader(settings, model, tokenizer), quiet=quiet, as_json=as_json)
+    read = reader(settings, model, tokenizer)
+    return each(settings, read, quiet=quiet, as_json=as_json, fields=CONTEXT)
 
 
 def reader(settings: AnswerSettings, model: Model, tokenizer: Tokenizer) -> Read:

@@ -1,4 +1,4 @@
-"""`langmill generate`: a model goes on from prompts, one as a stream, many side by side."""
+"""`langmill generate`: a model goes on from prompts, one as a stream, many side by side; a masked one fills masks."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from langmill.apps import fill
 from langmill.common.errors import DataError, ModelError, UsageError
 from langmill.common.metrics import Report
 from langmill.common.progress import track
@@ -50,6 +51,7 @@ def run(settings: GenerateSettings, *, quiet: bool = False) -> Report:
     standard error. Results: {"prompt", "text", "tokens", "finish_reason"}, where prompt is a text or a list
     of messages, tokens are the ids that the model wrote, a stop id included, and finish_reason is "stop" or
     "length". A text that ends before its schema, pattern, choice or grammar is met has "incomplete", the reason.
+    Those of a masked model are described at `fill.run`.
     """
     if settings.system is not None and not settings.chat:
         raise UsageError("--system is a message of a chat: add --chat")
@@ -61,6 +63,9 @@ def run(settings: GenerateSettings, *, quiet: bool = False) -> Report:
     model, tokenizer = ready(
         settings.model, settings.dtype, settings.device, settings.threads, settings.adapter
     )
+    if fill.fills(model):
+        return fill.run(settings, model, tokenizer, prompts, quiet)
+    _check_writes(settings, model)
     if settings.chat and tokenizer.chat_template is None:
         raise ModelError(
             f"{settings.model} has no chat template, so it was not made for chats: leave --chat out to go on "
@@ -92,6 +97,24 @@ def run(settings: GenerateSettings, *, quiet: bool = False) -> Report:
     if not quiet:
         print(_summary(report, settings.max_new_tokens), file=sys.stderr)
     return report
+
+
+def _check_writes(settings: GenerateSettings, model: Model) -> None:
+    """ModelError where a model writes no text by itself, UsageError where one that does is asked for alternatives."""
+    c = model.config
+    if not isinstance(c, ModelConfig) or c.writes:
+        if settings.top is not None:
+            raise UsageError(
+                f"--top is for models that guess what a mask hides, such as BERT: {settings.model} writes on"
+            )
+        return
+    if c.head is not None and c.head.task == "text":
+        raise ModelError(
+            f"{settings.model} writes about a text that it reads: langmill translate uses such a model"
+        )
+    task = "embed" if c.head is None else c.head.task
+    command = {"multilabel": "classify", "regress": "classify"}.get(task, task)
+    raise ModelError(f"{settings.model} writes no text: langmill {command} uses such a model")
 
 
 def sampling_of(settings: WriteSettings) -> Sampling:

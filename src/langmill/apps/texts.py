@@ -28,6 +28,8 @@ UNREAD = {
 }
 OTHER_FORMS = (".csv", ".tsv", ".parquet", ".npy", ".json", ".xlsx")  # what --out does not write
 Result = dict[str, Any]
+Fields = tuple[str, ...]
+TEXT: Fields = ("text",)
 
 
 @dataclass(frozen=True)
@@ -49,24 +51,28 @@ Read = Callable[
 ]  # a batch; what is to be told of it is counted
 
 
-def rows(settings: ReadSettings, counted: Counter[str], blank: bool = False) -> Iterator[Row]:
+def rows(
+    settings: ReadSettings, counted: Counter[str], blank: bool = False, fields: Fields = TEXT
+) -> Iterator[Row]:
     """The texts given as arguments, then the file's, or standard input where there is neither.
 
-    Lines without text are left out of plain lines and `counted`, or with `blank` are texts as the others are.
+    fields: the names of a row's text where no --field is given; the first that it has text in counts. Lines without
+    text are left out of plain lines and `counted`, or with `blank` are texts as the others are.
     UsageError where there is nothing to read, DataError names a row that is no text: nothing is left out silently.
     """
     drop = None if blank else counted
+    fields = fields if settings.field is None else (settings.field,)
     for number, text in enumerate(settings.text, 1):
         yield Row(f"text {number}", text, {})
     if settings.file is not None:
-        yield from _file(settings.file, settings.field, drop)
+        yield from _file(settings.file, fields, drop)
     elif not settings.text:
         if sys.stdin is None or sys.stdin.isatty():
             raise UsageError("there is no text: give one, or --file FILE, or text on standard input")
-        yield from _lines(sys.stdin, "standard input", settings.field, None, drop)
+        yield from _lines(sys.stdin, "standard input", fields, None, drop)
 
 
-def _file(path: Path, field: str, drop: Counter[str] | None) -> Iterator[Row]:
+def _file(path: Path, fields: Fields, drop: Counter[str] | None) -> Iterator[Row]:
     if not path.is_file():
         raise UsageError(f"{path} is no file: --file takes one with texts")
     if path.suffix in UNREAD:
@@ -74,14 +80,14 @@ def _file(path: Path, field: str, drop: Counter[str] | None) -> Iterator[Row]:
             f"{path} {UNREAD[path.suffix]}: --file takes .jsonl, .csv, .tsv, .parquet or plain lines"
         )
     if path.suffix == ".parquet":
-        yield from _parquet(path, field)
+        yield from _parquet(path, fields)
         return
     with open(path, encoding="utf-8-sig", newline="" if path.suffix in (".csv", ".tsv") else None) as file:
         try:
             if path.suffix in (".csv", ".tsv"):
-                yield from _table(file, path, field)
+                yield from _table(file, path, fields)
             else:
-                yield from _lines(file, str(path), field, path.suffix == ".jsonl", drop)
+                yield from _lines(file, str(path), fields, path.suffix == ".jsonl", drop)
         except UnicodeDecodeError:
             raise DataError(f"{path} is not UTF-8 ({_undecodable(path)}): convert it first") from None
 
@@ -98,7 +104,7 @@ def _undecodable(path: Path) -> str:
 
 
 def _lines(
-    file: TextIO, name: str, field: str, as_rows: bool | None, drop: Counter[str] | None
+    file: TextIO, name: str, fields: Fields, as_rows: bool | None, drop: Counter[str] | None
 ) -> Iterator[Row]:
     """JSON rows or plain lines; None: rows where the first line is a JSON object. Plain lines without text are dropped
     where there is a counter for them; between rows they are nothing."""
@@ -119,8 +125,8 @@ def _lines(
             continue
         row = _object(line)
         if row is None:
-            raise DataError(f"{where} is no JSON object: a row has {field!r}")
-        yield _row(where, row, field)
+            raise DataError(f"{where} is no JSON object: a row has {_or(fields)}")
+        yield _row(where, row, fields)
 
 
 def _object(line: str) -> dict[str, Any] | None:
@@ -131,7 +137,7 @@ def _object(line: str) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _table(file: TextIO, path: Path, field: str) -> Iterator[Row]:
+def _table(file: TextIO, path: Path, fields: Fields) -> Iterator[Row]:
     csv.field_size_limit(LONGEST_LINE)
     reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
     try:
@@ -141,13 +147,13 @@ def _table(file: TextIO, path: Path, field: str) -> Iterator[Row]:
                     f"{path}, line {reader.line_num} has more cells than its head: is a quote missing?"
                 )
             yield _row(
-                f"{path}, line {reader.line_num}", {str(key): value for key, value in row.items()}, field
+                f"{path}, line {reader.line_num}", {str(key): value for key, value in row.items()}, fields
             )
     except csv.Error as reason:
         raise DataError(f"{path}, in the row after line {reader.line_num}: {reason}") from None
 
 
-def _parquet(path: Path, field: str) -> Iterator[Row]:
+def _parquet(path: Path, fields: Fields) -> Iterator[Row]:
     try:
         import pyarrow
         import pyarrow.parquet as parquet
@@ -158,17 +164,21 @@ def _parquet(path: Path, field: str) -> Iterator[Row]:
         for batch in parquet.ParquetFile(path).iter_batches(1024):
             for row in batch.to_pylist():
                 number += 1
-                yield _row(f"{path}, row {number}", row, field)
+                yield _row(f"{path}, row {number}", row, fields)
     except (pyarrow.ArrowException, OSError) as reason:
         raise DataError(f"{path} cannot be read after row {number}: {reason}") from None
 
 
-def _row(where: str, row: dict[str, Any], field: str) -> Row:
-    text = row.get(field)
-    if not isinstance(text, str):
+def _row(where: str, row: dict[str, Any], fields: Fields) -> Row:
+    field = next((name for name in fields if isinstance(row.get(name), str)), None)
+    if field is None:
         known = ", ".join(map(str, list(row)[:20])) or "nothing"
-        raise DataError(f"{where} has no text in {field!r} (it has {known}): name the field with --field")
-    return Row(where, text, {key: value for key, value in row.items() if key != field})
+        raise DataError(f"{where} has no text in {_or(fields)} (it has {known}): name the field with --field")
+    return Row(where, row[field], {key: value for key, value in row.items() if key != field})
+
+
+def _or(names: Fields) -> str:
+    return " or ".join(map(repr, names))
 
 
 def each(
@@ -179,11 +189,12 @@ def each(
     as_json: bool,
     plain: Callable[[Result], str] | None = None,
     blank: bool = False,
+    fields: Fields = TEXT,
 ) -> Report:
     """`read` every batch of rows and write its results as they come, one JSON object a line, in the rows' order.
 
-    With --json nothing streams: `results` of the report holds them. `plain` writes a result as text instead. blank:
-    see `rows`.
+    With --json nothing streams: `results` of the report holds them. `plain` writes a result as text instead. blank,
+    fields: see `rows`.
     """
     counted: Counter[str] = Counter()
     results: list[Result] = []
@@ -193,7 +204,7 @@ def each(
         progress = stack.enter_context(
             track("reading", unit="texts", quiet=quiet or as_json or out is sys.stdout)
         )
-        for batch in batches(rows(settings, counted, blank), settings.batch_size):
+        for batch in batches(rows(settings, counted, blank, fields), settings.batch_size):
             for result in read(batch, counted):
                 count += 1
                 if as_json and settings.out is None:

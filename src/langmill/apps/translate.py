@@ -18,6 +18,7 @@ from langmill.text.tasks import READS, Limit
 from langmill.text.tokenizer import Tokenizer
 from langmill.text.translate import encode_source, join_document, split_document
 
+SOURCE = ("text", "source")
 ROWS = 16  # sentences that are searched together: of like length, so that none waits long for the others
 
 
@@ -30,7 +31,7 @@ def run(settings: TranslateSettings, *, quiet: bool = False, as_json: bool = Fal
     model, tokenizer = ready(settings.model, settings.dtype, settings.device, settings.threads)
     read = reader(settings, model, tokenizer)
     plain = (lambda result: str(result["translation"])) if settings.plain else None
-    return each(settings, read, quiet=quiet, as_json=as_json, plain=plain, blank=True)
+    return each(settings, read, quiet=quiet, as_json=as_json, plain=plain, blank=True, fields=SOURCE)
 
 
 def reader(settings: TranslateSettings, model: Model, tokenizer: Tokenizer) -> Read:

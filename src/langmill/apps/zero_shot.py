@@ -13,13 +13,13 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from langmill.apps.texts import Result, Row, within
+from langmill.apps.texts import Read, Result, Row, within
 from langmill.common.errors import DataError, UsageError
 from langmill.common.settings import ClassifySettings, EmbedSettings
 from langmill.evaluate.choices import answered
@@ -30,13 +30,12 @@ from langmill.model.transformer import Transformer
 from langmill.text.classify import Floats, Labels, class_result, softmax
 from langmill.text.tokenizer import Tokenizer
 
-Choose = Callable[[Sequence[Row], "Counter[str]"], Iterator[Result]]
 SHARPNESS = 20.0  # of cosines, as sentence encoders were trained with
 BETWEEN = "\n\n"  # examples
 REPLACED = "examples that were themselves asked and replaced"
 
 
-def chooser(settings: ClassifySettings, model: Model, tokenizer: Tokenizer) -> Choose:
+def chooser(settings: ClassifySettings, model: Model, tokenizer: Tokenizer) -> Read:
     """What `classify` does with a batch of rows: {"text", "label", "score", "scores"} of each."""
     if len(set(settings.labels)) < 2:
         raise UsageError("zero-shot needs two labels or more: --labels A --labels B")
@@ -46,9 +45,11 @@ def chooser(settings: ClassifySettings, model: Model, tokenizer: Tokenizer) -> C
     return _Likelihood(settings, model, tokenizer, names)
 
 
-def _by_similarity(settings: ClassifySettings, model: Model, tokenizer: Tokenizer, names: Labels) -> Choose:
+def _by_similarity(settings: ClassifySettings, model: Model, tokenizer: Tokenizer, names: Labels) -> Read:
     from langmill.apps.embed import Reader
 
+    if settings.examples is not None:
+        raise UsageError("--examples are for decoders: an encoder compares a text with the labels alone")
     known = set(EmbedSettings.model_fields)
     asked = EmbedSettings(**{name: value for name, value in dict(settings).items() if name in known})
     reader = Reader.over(model, tokenizer, asked)
@@ -72,11 +73,14 @@ class _Likelihood:
                 f"a template holds {{text}} and ends with {{label}}; this one is {settings.template!r}"
             )
         self.settings, self.model, self.tokenizer, self.names = settings, model, tokenizer, names
-        self.most, self.few = longest(model), _few(settings)
+        self.told = Counter[str]()  # of the examples, with the first batch
+        self.most, self.few = longest(model), _few(settings, self.told)
         self.usual, self.past = self.few.before((), Counter()), Past()
         self.priors: dict[str, Floats] = {}
 
     def __call__(self, batch: Sequence[Row], counted: Counter[str]) -> Iterator[Result]:
+        counted.update(self.told)
+        self.told.clear()
         befores = [self.few.before({row.text.strip()}, counted) for row in batch]
         scores_NC = np.zeros((len(batch), len(self.names.names)))
         for before in dict.fromkeys(befores):
@@ -188,25 +192,39 @@ class Shots:
 
 def shots(settings: ClassifySettings) -> str:
     """The examples before a text that is none of them."""
-    return _few(settings).before((), Counter())
+    return _few(settings, Counter()).before((), Counter())
 
 
-def _few(settings: ClassifySettings) -> Shots:
-    """The examples of the settings; without a file of them, none."""
-    path, found = settings.examples, list[Example]()
+def _few(settings: ClassifySettings, counted: Counter[str]) -> Shots:
+    """The examples of the settings; without a file of them, none. Those with other labels are left out and counted."""
+    path, found, others = settings.examples, list[Example](), Counter[str]()
     if path is None:
         return Shots((), 0, settings.seed, path)
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError:
-        raise UsageError(f"{path} is no file: --examples takes JSONL rows with text and label") from None
     head, _, after = settings.template.rpartition("{label}")
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(_lines(path), 1):
         try:
             row = json.loads(line) if line.strip() else None
-            if row is not None and (name := str(row["label"])) in settings.labels:
-                text = str(row["text"])
-                found.append(Example(text.strip(), head.replace("{text}", text) + name + after, name))
-        except (ValueError, TypeError, KeyError):
+            if row is None:
+                continue
+            label, text = row["label"], row["text"]
+            name = label if isinstance(label, str) else json.dumps(label)
+            if name not in settings.labels:
+                others[name] += 1
+            else:
+                shown = head.replace("{text}", text) + name + after
+                found.append(Example(text.strip(), shown, name))
+        except (ValueError, TypeError, KeyError, AttributeError):
             raise DataError(f"{path}, line {number} is no row with text and label") from None
+    if others:
+        named = ", ".join(sorted(others)[:10]) + ", …" * (len(others) > 10)
+        counted[f"examples left out, with other labels than those asked: {named}"] += others.total()
     return Shots(found, settings.shots, settings.seed, path, list(dict.fromkeys(settings.labels)))
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_bytes().decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as reason:
+        raise DataError(f"{path} is not UTF-8 (byte {reason.start + 1}): convert it first") from None
+    except (FileNotFoundError, IsADirectoryError):
+        raise UsageError(f"{path} is no file: --examples takes JSONL rows with text and label") from None

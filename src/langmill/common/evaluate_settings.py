@@ -18,12 +18,12 @@ class EvaluateSettings(Settings):
     on: list[str] = Field(
         min_length=1,
         description="text files, folders of them, or prepared shards; or rows with question and choices, prompt and "
-        "answer, text and label, or translation",
+        "answer, text and label, tokens and tags, or translation",
     )
     against: str | None = Field(
         None, description="another model for the same rows: differences with paired intervals, and a verdict"
     )
-    task: Literal["text", "choices", "generate", "answer", "classify", "translate"] | None = Field(
+    task: Literal["text", "choices", "generate", "answer", "classify", "tag", "translate"] | None = Field(
         None,
         description="what is asked; none: as the fields of the first row say, and answer (where in a context the "
         "answer stands) for a model that was taught it",

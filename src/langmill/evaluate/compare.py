@@ -56,15 +56,18 @@ class Difference:
 
 
 def intervals(of: Figures, count: int, resamples: int = 1000, seed: int = 0) -> dict[str, Interval]:
-    """95 % percentile bootstrap interval of every figure; none below two rows."""
+    """95 % percentile bootstrap interval of every figure; none below two rows. Resamples that lack a figure, as they
+    may the F1 of a rare label, do not count for it."""
     if count < 2:
         return {}
     random = np.random.default_rng(seed)
     found = [of(random.integers(count, size=count)) for _ in range(resamples)]
-    names = [name for name in of(np.arange(count)) if all(name in one for one in found)]
-    values = np.array([[one[name] for name in names] for one in found])
-    low, high = np.percentile(values, (2.5, 97.5), axis=0) if names else ([], [])
-    return {name: (float(low[i]), float(high[i])) for i, name in enumerate(names)}
+    between = {}
+    for name in of(np.arange(count)):
+        if values := [one[name] for one in found if name in one]:
+            low, high = np.percentile(values, (2.5, 97.5))
+            between[name] = (float(low), float(high))
+    return between
 
 
 def differences(
@@ -78,7 +81,7 @@ def differences(
 
     def both(chosen: Ints) -> dict[str, float]:
         found, other = ours(chosen), theirs(chosen)
-        return {name: found[name] - other[name] for name in a if name in b}
+        return {name: found[name] - other[name] for name in a if name in found and name in other}
 
     between = intervals(both, count, resamples, seed)
     return [Difference(name, a[name], b[name], between.get(name)) for name in a if name in b]

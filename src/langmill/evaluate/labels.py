@@ -104,19 +104,41 @@ def numbers(truth_K: ArrayLike, said_K: ArrayLike) -> dict[str, float]:
     }
 
 
+def span_counts(
+    truth: Sequence[Sequence[Span]], said: Sequence[Sequence[Span]]
+) -> tuple[list[str], NDArray[np.int64]]:
+    """(the L labels that occur, (K, L, 3) spans of each text and label that agree in both ends and label, that were
+    said, and that are true)."""
+    labels = sorted({label for side in (truth, said) for spans in side for _, _, label in spans})
+    number = {label: place for place, label in enumerate(labels)}
+    counts_KLX = np.zeros((len(truth), len(labels), 3), np.int64)
+    for text, (wanted, found) in enumerate(zip(truth, said, strict=True)):
+        for kind, some in enumerate((set(wanted) & set(found), set(found), set(wanted))):
+            for _, _, label in some:
+                counts_KLX[text, number[label], kind] += 1
+    return labels, counts_KLX
+
+
+def span_scores(labels: Sequence[str], counts_KLX: NDArray[np.int64]) -> dict[str, float]:
+    """precision, recall and f1 over all spans of texts with these `span_counts`, and f1_LABEL of each label that is
+    true or said in them (as conlleval and seqeval count)."""
+    by_label_LX = counts_KLX.sum(0)
+    own = f1(*by_label_LX.T)
+    found = {f"f1_{label}": float(own[i]) for i, label in enumerate(labels) if by_label_LX[i].any()}
+    return _ratios(*map(int, by_label_LX.sum(0))) | found
+
+
 def spans(
     truth: Sequence[Sequence[Span]], said: Sequence[Sequence[Span]]
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """(precision, recall and f1 over spans that agree in both ends and label, the same for each label)."""
-    labels = sorted({label for side in (truth, said) for spans in side for _, _, label in spans})
-    counts = {label: [0, 0, 0] for label in labels}
-    for wanted, found in zip(truth, said, strict=True):
-        for place, some in enumerate((set(wanted) & set(found), set(found), set(wanted))):
-            for _, _, label in some:
-                counts[label][place] += 1
-    rows = [{"label": label, **_ratios(*counts[label]), "count": counts[label][2]} for label in labels]
-    totals = np.array([counts[label] for label in labels]).reshape(-1, 3).sum(0)
-    return _ratios(*map(int, totals)), rows
+    """(precision, recall and f1 over all spans, the same and "count" for each label)."""
+    labels, counts_KLX = span_counts(truth, said)
+    by_label = counts_KLX.sum(0).tolist()
+    rows = [
+        {"label": label, **_ratios(*own), "count": own[2]}
+        for label, own in zip(labels, by_label, strict=True)
+    ]
+    return _ratios(*map(int, counts_KLX.sum((0, 1)))), rows
 
 
 def _ratios(right: int, said: int, true: int) -> dict[str, float]:

@@ -181,7 +181,7 @@ def save(
         quantised.write_own(model, fresh)
         _json(fresh / "config.json", theirs)
         if tokenizer is not None:
-            tokenizer.save(fresh)
+            tokenizer.save(fresh, model.config.length)
             # transformers begins a decoder with bos where this file does not say otherwise
             starts = {name: theirs[name] for name in STARTS if theirs.get(name) is not None}
             _json(fresh / "generation_config.json", _special_ids(tokenizer) | starts)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from langmill.common.errors import ModelError
-from langmill.families import family, folder, quantised
+from langmill.families import family, folder, quantised, weights
 from langmill.families.gguf_blocks import Nibbles, nibbles
 from langmill.families.gguf_file import File, read, scalar
 from langmill.families.gguf_tokenizer import build
@@ -112,7 +112,9 @@ def _fill(
         else:
             held[r.theirs] = got
     plain = [r for r in rules if r.theirs in held or r.theirs not in set(names)]
-    quantised.place(model, made, plain, there, held.__getitem__, ignored, where, dtype)
+    quantised.place(
+        model, made, lambda: weights.load(model, plain, there, held.__getitem__, ignored, where, dtype)
+    )
 
 
 def outline_gguf(path: Path) -> tuple[Config, Tokenizer | None]:

@@ -111,25 +111,16 @@ def load(
             made[EMBEDDING] = _embedding(read(r.theirs), steps, where / OWN)
         else:
             plain.append(r)
-    place(model, made, plain, there, read, ignored, where, dtype)
+    place(model, made, lambda: weights.load(model, plain, there, read, ignored, where, dtype))
 
 
-def place(
-    model: nn.Module,
-    made: Mapping[str, Any],
-    plain: Sequence[Rule],
-    names: Iterable[str],
-    read: Callable[[str], Tensor],
-    ignored: Sequence[str],
-    where: Path,
-    dtype: torch.dtype,
-) -> None:
-    """Put rounded layers that are `made`, by name, into a model and fill the rest of it by `weights.load`."""
+def place(model: nn.Module, made: Mapping[str, Any], fill: Callable[[], None]) -> None:
+    """Put rounded layers that are `made`, by name, into a model of which `fill` fills the rest."""
     for name in made:  # meanwhile nothing but a bias is there to be filled
         hole: Any = nn.Module()
         hole.bias = getattr(model.get_submodule(name), "bias", None)
         _put(model, name, hole)
-    weights.load(model, plain, names, read, ignored, where, dtype)
+    fill()
     for name, layer in made.items():
         if (bias := getattr(model.get_submodule(name), "bias", None)) is not None:
             layer.bias = bias

@@ -43,7 +43,10 @@ def run(*, quiet: bool = False) -> Report:
             "torch.compile",
             f"works with {compiler}" if compiler else "off: install a C++ compiler (g++ or clang++)",
         ),
-        ("fast decoding", f"off, torch writes instead: {slow}" if slow else "the C++ pass is built and runs here"),
+        (
+            "fast decoding",
+            f"off, torch writes instead: {slow}" if slow else "the C++ pass is built and runs here",
+        ),
     ]
     width = max(len(name) for name, _ in lines)
     text = [f"{name:{width}}  {value}" for name, value in lines]

@@ -20,7 +20,7 @@ from langmill.common.settings import EvaluateSettings, TrainSettings
 from langmill.data.pipeline import Ledger
 from langmill.data.readers import read
 from langmill.data.shards import Shards, write_shards
-from langmill.data.tasks import read_labels, read_questions, read_translations
+from langmill.data.tasks import read_labels, read_questions, read_translations, read_words
 from langmill.evaluate.compare import Difference, Figures, Ints, differences, intervals
 from langmill.evaluate.loss import Encoded, Interval, Scores, score
 from langmill.evaluate.yardstick import Yardstick
@@ -43,6 +43,7 @@ _WORDS = {
     "generate": "generation",
     "answer": "answers in texts",
     "classify": "labels",
+    "tag": "spans",
     "translate": "translation",
 }
 
@@ -88,14 +89,14 @@ def _on_rows(settings: EvaluateSettings, kind: asked.Kind, quiet: bool) -> Repor
     ]
     for name, one in outcomes.items():
         lines += [f"  {name}: {shown(count)} {what}" for what, count in one.counted.items() if count]
+        lines += [f"    {line}" for line in reports.unknown_lines(one.unknown)]
     lines += [f"  set aside: {shown(count)} x {reason}" for reason, count in dropped.items()]
     lines += [f"  {shown(count)} {what}" for what, count in replaced.items()]
     counted = {what: count for what, count in (ours.counted + replaced).items() if count}
     made = reports.record(settings, kind, template or ours.template, before, about)
-    return _told(
-        settings, found, {"rows": len(rows), "set_aside": sum(dropped.values()), **counted},
-        reports.flat(figures, between), lines, {"ledger": ledger.as_dict(), "record": made},
-    )  # fmt: skip
+    extra = {"ledger": ledger.as_dict(), "record": made, "unknown_labels": dict(ours.unknown)}
+    counts = {"rows": len(rows), "set_aside": sum(dropped.values()), **counted}
+    return _told(settings, found, counts, reports.flat(figures, between), lines, extra)
 
 
 def _reader(
@@ -110,6 +111,8 @@ def _reader(
     if kind == "classify":
         regress = tasks.taught_at(settings.model) == "regress"
         return list(read_labels(settings.on, ledger, _same, regression=regress)), "", "", tasks.classify
+    if kind == "tag":
+        return list(read_words(settings.on, ledger, _same)), "", "", tasks.mark
     if kind == "answer":
         return list(read_questions(settings.on, ledger, _same)), "", "", tasks.point
     rows, template = asked.read(settings.on, kind, settings.template, ledger)

@@ -104,6 +104,12 @@ def score_lines(figures: Mapping[str, float], between: Mapping[str, Interval]) -
     return lines
 
 
+def unknown_lines(unknown: Mapping[str, int], most: int = 10) -> list[str]:
+    """The labels of the rows that a model cannot say, and in how many texts or spans they are right."""
+    lines = [f"{label!r} (in {shown(count)}) is never said" for label, count in list(unknown.items())[:most]]
+    return lines + [f"and {len(unknown) - most} more"] * (len(unknown) > most)
+
+
 def difference_lines(ours: str, theirs: str, found: Sequence[Difference]) -> list[str]:
     """Two models in words, a line a figure: both scores, the difference, its interval, the verdict."""
     lines = [f"{ours} against {theirs}, on the same rows:"]

@@ -3,7 +3,8 @@
 choices    {"question" or "context" or "prompt", "choices": […], "answer": its number, or the choice itself}
 generate   {"prompt" or "question", perhaps "context", "answer" or "answers": a text, a list, SQuAD's object}
 answer     {"question", "context", "answers"}, for a model that was taught to point at them
-classify   {"text", "label"}          translate  {"translation": {…}}, {"source", "target"}          text  the rest
+classify   {"text", "label"}          tag  {"tokens", "tags"}, {"text", "spans"}, CoNLL files
+translate  {"translation": {…}}, {"source", "target"}          text  the rest
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from langmill.apps.zero_shot import Example, Shots
 from langmill.common.errors import DataError, UsageError
 from langmill.common.settings import EvaluateSettings
 from langmill.data.chats import Unusable, read_rows
-from langmill.data.fields import read_files
+from langmill.data.fields import CONLL, FORMATS, read_files
 from langmill.data.pipeline import Ledger
 from langmill.data.streams import COMPRESSED
 
-Kind = Literal["text", "choices", "generate", "answer", "classify", "translate"]
+Kind = Literal["text", "choices", "generate", "answer", "classify", "tag", "translate"]
 _SHAPES: tuple[
     tuple[Kind, tuple[str, ...], tuple[str, ...]], ...
 ] = (  # one of the first, and one of the second
@@ -32,6 +33,8 @@ _SHAPES: tuple[
     ("translate", ("source",), ("target",)),
     ("generate", ("prompt", "question"), ("answer", "answers")),
     ("classify", ("text",), ("label",)),
+    ("tag", ("tokens",), ("tags",)),
+    ("tag", ("text",), ("spans",)),
 )
 _KNOWN = sorted({name for _, first, second in _SHAPES for name in first + second})
 _PLACE = re.compile(r"\{(\w+)\}")
@@ -58,13 +61,10 @@ def kind_of(settings: EvaluateSettings) -> Kind:
         return settings.task
     first = Path(settings.on[0])
     plain = [suffix for suffix in map(str.lower, first.suffixes[-2:]) if suffix not in COMPRESSED]
-    if not first.is_file() or plain[-1:] not in (
-        [".jsonl"],
-        [".json"],
-        [".csv"],
-        [".tsv"],
-        [".parquet"],
-    ):
+    suffix = plain[-1] if plain else ""
+    if first.is_file() and suffix in CONLL and suffix not in (".txt", ".tsv"):
+        return "tag"
+    if not first.is_file() or suffix not in FORMATS:
         return "text"
     try:
         row: Mapping[str, Any] = next(

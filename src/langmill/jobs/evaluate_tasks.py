@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 
 from langmill.apps import answer as pointing
+from langmill.apps import tag as tagging
 from langmill.apps.classify import labels_of
 from langmill.apps.texts import Row
 from langmill.apps.translate import checked, translate
 from langmill.apps.zero_shot import chooser
-from langmill.common.errors import MissingExtra, UsageError
+from langmill.common.errors import DataError, MissingExtra, ModelError, UsageError
 from langmill.common.settings import ClassifySettings, EvaluateSettings, TranslateSettings
-from langmill.data.tasks import LabelRow, QuestionRow, TranslationRow
+from langmill.data.tasks import LabelRow, QuestionRow, TranslationRow, WordRow
 from langmill.evaluate import labels as scores
 from langmill.evaluate import overlap
 from langmill.evaluate.choices import answered, chosen, question
@@ -41,21 +42,25 @@ from langmill.model.config import ModelConfig
 from langmill.text.answer import exact_match, f1
 from langmill.text.chat import chat_ids
 from langmill.text.classify import Labels, class_scores
+from langmill.text.tag import best_tags, spans_of
 from langmill.text.tasks import READS, Limit, encode_texts
 from langmill.text.tokenizer import Tokenizer
 
 ANSWER = 32  # tokens of an answer, where the settings name no number
+UNKNOWN = "labels the model was not taught"
 SENTENCE = 256  # tokens of a sentence's translation, likewise
 
 
 @dataclass
 class Outcome:
-    """A model on the rows, in their order. results: one object a row; template: what the model saw of a row."""
+    """A model on the rows, in their order. results: one object a row; template: what the model saw of a row; unknown:
+    labels of the rows that the model was not taught, and how often they occur."""
 
     figures: Figures
     results: list[dict[str, Any]]
     template: str = ""
     counted: Counter[str] = field(default_factory=Counter)
+    unknown: Counter[str] = field(default_factory=Counter)
 
 
 def choose(
@@ -101,6 +106,11 @@ def write(
     on: OnRows,
 ) -> Outcome:
     """Generation, the likeliest token each time, scored against the answers."""
+    if isinstance(model.config, ModelConfig) and not model.config.writes:
+        raise ModelError(
+            f"{settings.model} writes no text by itself, so it cannot answer these rows: take a decoder, or an encoder "
+            "that was taught to answer"
+        )
     counted, new = Counter[str](), settings.max_new_tokens or ANSWER
     stop = settings.stop or ([] if settings.chat else ["\n"])
     how, most = Sampling(max_new_tokens=new, stop=tuple(stop)), longest(model)
@@ -208,7 +218,7 @@ def classify(
             for i, row in enumerate(rows)
         ]
         return Outcome(lambda k: scores.numbers(truth[k], shares[k, 0]), results, counted=counted)
-    return _labelled(rows, known, shares, counted)
+    return _labelled(settings, rows, known, shares, counted)
 
 
 def _zero_shot(
@@ -242,7 +252,7 @@ def _zero_shot(
         for i, result in zip(range(part.start, part.stop), choose_labels(batch, counted), strict=False):
             shares[i] = [result["scores"][name] for name in known.names]
         on(len(batch))
-    outcome = _labelled(rows, known, shares, counted)
+    outcome = _labelled(settings, rows, known, shares, counted)
     outcome.template = asked.template if writes else "label {label}"
     return outcome
 
@@ -251,11 +261,22 @@ def _one(row: LabelRow) -> str:
     return row.text if isinstance(row.text, str) else "\n".join(row.text)
 
 
-def _labelled(rows: Sequence[LabelRow], known: Labels, shares: Any, counted: Counter[str]) -> Outcome:
+def _some_known(unknown: Counter[str], total: int, known: Sequence[str], where: str) -> None:
+    """DataError where a model knows none of the rows' labels: a score would say nothing about it."""
+    if total and unknown.total() == total:
+        theirs, ours = (", ".join(map(repr, sorted(names)[:10])) for names in (unknown, known))
+        raise DataError(f"{where} was taught none of the rows' labels: they are {theirs}, and it says {ours}")
+
+
+def _labelled(
+    settings: EvaluateSettings, rows: Sequence[LabelRow], known: Labels, shares: Any, counted: Counter[str]
+) -> Outcome:
     """Shares (K, C of the known labels) against the rows' labels, of which some may not be known."""
     named = [row.label if isinstance(row.label, tuple) else (str(row.label),) for row in rows]
-    strange = sorted({name for own in named for name in own} - set(known.names))
-    counted["labels the model was not taught"] += len(strange)
+    unknown = Counter(name for own in named for name in own if name not in known.index)
+    strange = sorted(unknown)
+    _some_known(unknown, sum(map(len, named)), known.names, settings.model)
+    counted[UNKNOWN] += len(strange)
     names = Labels((*known.names, *strange), known.task)
     wide = np.hstack((shares, np.zeros((len(rows), len(strange)))))
     results: list[dict[str, Any]] = []
@@ -266,7 +287,7 @@ def _labelled(rows: Sequence[LabelRow], known: Labels, shares: Any, counted: Cou
             results.append(
                 {"where": row.where, "label": list(named[i]), "said": said, "scores": wide[i].tolist()}
             )
-        return Outcome(lambda k: scores.several(truth[k], wide[k]), results, counted=counted)
+        return Outcome(lambda k: scores.several(truth[k], wide[k]), results, "", counted, unknown)
     if many := [row.where for row, own in zip(rows, named, strict=True) if len(own) != 1]:
         raise UsageError(f"{many[0]} has several labels or none, and the model says one for each text")
     truth = np.array([names.number(own[0]) for own in named])
@@ -275,7 +296,44 @@ def _labelled(rows: Sequence[LabelRow], known: Labels, shares: Any, counted: Cou
         results.append(
             {"where": row.where, "label": named[i][0], "said": best, "score": float(wide[i].max())}
         )
-    return Outcome(lambda k: scores.classified(truth[k], wide[k]), results, counted=counted)
+    return Outcome(lambda k: scores.classified(truth[k], wide[k]), results, "", counted, unknown)
+
+
+def mark(
+    settings: EvaluateSettings, model: Model, tokenizer: Tokenizer, rows: Sequence[WordRow], on: OnRows
+) -> Outcome:
+    """The spans that a model's tags spell, against those of the rows'. Spans of a label that the model was not taught
+    are ones that it never finds."""
+    known, limit, counted = tagging.labels_of(model, settings.model), _windows(model), Counter[str]()
+    truth, said = [spans_of(row.tags) for row in rows], list[list[tuple[int, int, str]]]()
+    for part in batches(len(rows), settings.micro_batch_size):
+        texts, names = [row.words for row in rows[part]], [row.where for row in rows[part]]
+        for scores_NC in tagging.scored(model, tokenizer, texts, limit, counted, names):
+            said.append(spans_of(best_tags(scores_NC, known)))
+        on(len(texts))
+    taught = {label for name in known.names for _, _, label in spans_of([name])}
+    unknown = Counter(label for own in truth for _, _, label in own if label not in taught)
+    _some_known(unknown, sum(map(len, truth)), tuple(taught), settings.model)
+    counted[UNKNOWN] += len(unknown)
+    for row in rows:
+        counted["tags repaired"] += row.repaired
+        counted["spans widened to whole words"] += row.widened
+    results = [
+        {
+            "where": row.where,
+            "text": row.words.text,
+            "spans": _placed(row, ours),
+            "said": _placed(row, theirs),
+        }
+        for row, ours, theirs in zip(rows, truth, said, strict=True)
+    ]
+    labels, counts_KLX = scores.span_counts(truth, said)
+    return Outcome(lambda k: scores.span_scores(labels, counts_KLX[k]), results, "", counted, unknown)
+
+
+def _placed(row: WordRow, spans: Sequence[tuple[int, int, str]]) -> list[dict[str, Any]]:
+    places = row.words.spans
+    return [{"start": places[a][0], "end": places[b - 1][1], "label": label} for a, b, label in spans]
 
 
 def render(

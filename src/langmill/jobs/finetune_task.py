@@ -203,7 +203,9 @@ def _report(
         f"{settings.out}: taught to {settings.task} by {len(work.train):,} {work.what} "
         f"in {seconds_shown(outcome.seconds)}, best after step {counts['best_step']} of {outcome.steps}",
         f"held out ({len(work.held):,}): "
-        + ", ".join(f"{name.replace('_', ' ')} {shown(value)}" for name, value in figures.items()),
+        + ", ".join(f"{name.replace('_', ' ')} {shown(value)}" for name, value in figures.items())
+        if len(work.held)
+        else "held out: none, so nothing is known of how well: give more rows, or a larger --holdout",
     ]
     words += [", ".join(f"{count:,} {what}" for what, count in work.counted.items() if count)] * any(
         work.counted.values()

@@ -23,7 +23,7 @@ from langmill.jobs.report import join as joined
 from langmill.jobs.results import path_shown
 from langmill.jobs.work import Scored, Work, limit_of
 from langmill.model.transformer import Transformer
-from langmill.text.answer import ContextWindow, answer_places, best_answers, encode_question, exact_match, f1
+from langmill.text.answer import ContextWindow, answer_targets, best_answers, encode_question, exact_match, f1
 from langmill.text.tokenizer import Tokenizer
 from langmill.train import tasks as objectives
 
@@ -41,14 +41,17 @@ def prepare(
 
         read = list(read_questions(settings.data, ledger, make))
     windows = [(number, window) for number, (_, own) in enumerate(read) for window in own]
-    items, places = [], []
-    for number, window in windows:
-        row = read[number][0]
-        items.append(Text(row.where, window.encoded.ids, window.encoded.types, key=row.context))
-        places.append((0, 0) if row.span is None else answer_places(window, *row.span))
+    items = [
+        Text(read[number][0].where, window.encoded.ids, window.encoded.types, key=read[number][0].context)
+        for number, window in windows
+    ]
+    places = [place for row, own in read for place in answer_targets(own, row.spans, counted)]
     allowed = [window.allowed for _, window in windows]
     source = Spanned.of(items, places, tokenizer.fill_id, allowed)
     train, held = source.split(settings.holdout)
+    counted["questions with several answers, of which each window learns the first that it holds"] += sum(
+        len(set(row.spans)) > 1 for row, _ in read
+    )
     counted["windows without the answer"] += sum(
         places[item] == (0, 0) and read[windows[item][0]][0].span is not None for item in train.tolist()
     )

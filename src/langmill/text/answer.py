@@ -30,6 +30,7 @@ from langmill.text.tasks import Limit, TooLong
 from langmill.text.tokenizer import Tokenizer
 
 Span = tuple[int, int]
+NOWHERE = "questions whose answers are whole in no window"
 _ARTICLES = regex.compile(r"\b(a|an|the)\b")
 _TOKEN = regex.compile(rf"[{UNSPACED}]\p{{M}}*|[^\s{UNSPACED}]+")
 
@@ -87,12 +88,16 @@ def answer_places(window: ContextWindow, start: int, end: int) -> Span:
     return (window.encoded.second[first], window.encoded.second[last]) if first <= last else (0, 0)
 
 
-def answer_targets(windows: Sequence[ContextWindow], span: Span | None, counted: Counter[str]) -> list[Span]:
-    """`answer_places` for each window of a question; `counted` is told of an answer that is whole "in no window"."""
-    if span is None:
-        return [(0, 0)] * len(windows)
-    found = [answer_places(window, *span) for window in windows]
-    counted["in no window"] += all(place == (0, 0) for place in found)
+def answer_targets(
+    windows: Sequence[ContextWindow], answers: Sequence[Span], counted: Counter[str]
+) -> list[Span]:
+    """For each window of a question `answer_places` of the first of its answers that is whole in it; `counted` is told
+    of questions whose answers are whole in none (`NOWHERE`)."""
+    found = [
+        next((at for answer in answers if (at := answer_places(window, *answer)) != (0, 0)), (0, 0))
+        for window in windows
+    ]
+    counted[NOWHERE] += bool(answers) and all(place == (0, 0) for place in found)
     return found
 
 

@@ -29,6 +29,7 @@ from langmill.text.training import END, MASK, PAD, train_backend
 if TYPE_CHECKING:
     from langmill.text.bulk import BulkEncoder
 
+Place = tuple[int, int]
 # Tokens that end a document, those that end a turn, and what a bare tokenizer.json may hold.
 BOUNDARIES = ("<|endoftext|>", "<|end_of_text|>")
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<turn|>", "<|end|>")
@@ -77,11 +78,11 @@ class Tokenizer:
         self.special_ids = frozenset(
             id for id, token in backend.get_added_tokens_decoder().items() if token.special
         )
-        self.bos_id, self.eos_id, self.pad_id = specials.bos, specials.eos, specials.pad
-        self.mask_id = specials.mask
+        named = (specials.bos, specials.eos, specials.pad, specials.mask)
+        self.bos_id, self.eos_id, self.pad_id, self.mask_id = named
         self.chat_template = specials.chat_template
-        named = (specials.bos, specials.eos, specials.pad, specials.mask, *specials.stops)
-        if beyond := [id for id in named if id is not None and not 0 <= id < self.vocab_size]:
+        known = [id for id in (*named, *specials.stops) if id is not None]
+        if beyond := [id for id in known if not 0 <= id < self.vocab_size]:
             raise ModelError(f"special ids {beyond} lie outside the tokenizer's {self.vocab_size} entries")
 
     @classmethod
@@ -118,8 +119,9 @@ class Tokenizer:
         except ModelError as error:
             raise ModelError(f"{file}: {error}") from None
 
-    def save(self, folder: str | Path) -> None:
-        """Write tokenizer.json, tokenizer_config.json and chat_template.jinja, as transformers reads them."""
+    def save(self, folder: str | Path, length: int | None = None) -> None:
+        """Write tokenizer.json, tokenizer_config.json and chat_template.jinja, as transformers reads them, which cuts
+        texts to `length` tokens, or to fewer where the tokenizer came with a number."""
         folder = Path(folder)
         atomic_write(folder / "tokenizer.json", self._backend.to_str(pretty=True))
         config = dict(self.specials.config or {"clean_up_tokenization_spaces": False})
@@ -127,6 +129,8 @@ class Tokenizer:
             config[key] = None if id is None else self._backend.id_to_token(id)
         if self.mask_id is not None:
             config["mask_token"] = self._backend.id_to_token(self.mask_id)
+        if length is not None:
+            config["model_max_length"] = min(length, config.get("model_max_length") or length)
         if self._takes_types:
             theirs = ["input_ids", "token_type_ids", "attention_mask"]
             bare = "DistilBert" in str(config.get("tokenizer_class"))  # its models take no types
@@ -222,9 +226,7 @@ class Tokenizer:
         """Like `encode`, but special tokens spelt in the text become their ids: for rendered templates only."""
         return _encode(self._backend, [text])[0]
 
-    def encode_with_offsets(
-        self, text: str, specials: bool = False
-    ) -> tuple[list[int], list[tuple[int, int]]]:
+    def encode_with_offsets(self, text: str, specials: bool = False) -> tuple[list[int], list[Place]]:
         """The ids of a text and the characters, from and to, that each stands for; `specials` as above."""
         try:
             encoding = (self._backend if specials else self._plain).encode(text, add_special_tokens=False)
@@ -300,9 +302,8 @@ def _encode(backend: Backend, texts: list[str]) -> list[list[int]]:
                 text.encode("utf-8")
             except UnicodeEncodeError as error:
                 place = f"character {error.start}, U+{ord(text[error.start]):04X}"
-                raise DataError(
-                    f"a text holds half a surrogate pair ({place}): it is no valid text"
-                ) from None
+                why = f"a text holds half a surrogate pair ({place}): it is no valid text"
+                raise DataError(why) from None
         raise
 
 
@@ -354,9 +355,8 @@ def read_specials(backend: Backend, folder: Path | None) -> Specials:
         return next((id for token in guesses if (id := backend.token_to_id(token)) is not None), None)
 
     bos, eos, pad, mask = (id_of(f"{name}_token") for name in ("bos", "eos", "pad", "mask"))
-    stops = _json(folder, "generation_config.json").get("eos_token_id")
-    if stops is None:
-        stops = _json(folder, "config.json").get("eos_token_id")
+    ends = (_json(folder, f"{name}.json").get("eos_token_id") for name in ("generation_config", "config"))
+    stops = next((stop for stop in ends if stop is not None), None)
     stops = stops if isinstance(stops, list) else [stops]
     size = max(backend.get_vocab().values(), default=-1) + 1
     dropped = ("auto_map", "chat_template", "added_tokens_decoder", "name_or_path")

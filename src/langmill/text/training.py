@@ -149,7 +149,10 @@ def _finish(backend: Backend, pattern: str, specials: Sequence[str], prefix: str
     backend.pre_tokenizer = _pre_tokenizer(pattern)
     steps = [decoders.Replace(prefix, ""), decoders.ByteLevel()]
     backend.decoder = decoders.Sequence(steps) if prefix else steps[1]
-    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in specials])
+    # A mask hides a word with the space before it, so that space is not read beside it.
+    backend.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False, lstrip=token == MASK) for token in specials]
+    )
     # A sequence starts as documents did in training; every tool that reads the file does the same. A second text
     # stands behind another END.
     start = (END, backend.token_to_id(END))
