@@ -1,6 +1,6 @@
 """Filling gaps: pretrain a small model by infilling, then fill gaps of one to eight words in texts it never read.
 
-    scripts/bench infill [--size 4M] [--steps 1500] [--gaps 500] [--threads 2] [--keep FOLDER]
+    scripts/bench infill [--size 1M] [--vocabulary 2000] [--steps 4000] [--gaps 500] [--threads 2] [--keep FOLDER]
 
 Texts: descriptions of packages (asset `ddtp`). Of each gap: nats a token of its right filling with and without
 the text behind it, by the same model, and whether the likeliest text fills it word for word. Exit code 1 where the text
@@ -66,7 +66,7 @@ def learned(given: argparse.Namespace) -> tuple[Any, Any, list[str]]:
             (folder / "texts.jsonl").write_text("\n".join(lines[2 * HELD :]), encoding="utf-8")
             words = [
                 "objective=infill", f"size={given.size}", f"max_steps={given.steps}", "max_length=256",
-                "tokenizer.vocab_size=8000", f"threads={given.threads}",
+                f"tokenizer.vocab_size={given.vocabulary}", f"threads={given.threads}",
             ]  # fmt: skip
             asked = configure(
                 PretrainSettings, None, words, path=[str(folder / "texts.jsonl")], out=folder / "model"
@@ -80,8 +80,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--size", default="4M")
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--size", default="1M")
+    parser.add_argument("--vocabulary", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--gaps", type=int, default=500)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--keep", type=Path)

@@ -134,6 +134,7 @@ def test_the_filled_text_is_the_text_with_words_in_it(masked: str) -> None:
         word, part = vocab["fox"], vocab["##s"]
         assert masks.filled("Der [MASK], 春[MASK]晓", [word, word]) == "Der fox, 春fox晓"
         assert masks.filled("two fox [MASK]!", [part]) == "two foxs!"
+        assert masks.filled("two[MASK] [MASK][MASK] a", [word, word, word]) == "two fox fox fox a"
     else:
         spaced, bare = tokenizer.encode(" fox")[0], vocab["s"]
         word = tokenizer.decode([spaced])

@@ -205,3 +205,21 @@ def test_examples_are_balanced_drawn_by_the_seed_and_none_is_asked(
     assert not any(one.asked in asked for one in taken) and len(set(taken)) == count
     assert [one.kind for one in taken] == [one.kind for one in usual]
     assert set(usual) - set(taken) == {one for one in usual if one.asked in asked}
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["--labels", "fox", "--labels", " "], "one of --labels is empty"),
+        (["--labels", "fox", "--labels", "dog", "--shots", "3"], "--shots is for decoders"),
+        (
+            ["--labels", "fox", "--labels", "dog", "--template", "{text} {label}"],
+            "--template is for decoders",
+        ),
+    ],
+)
+def test_what_would_be_ignored_is_refused(
+    encoder: str, words: list[str], why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["classify", encoder, "a fox", *words]) == 2
+    assert why in capsys.readouterr().err

@@ -86,6 +86,20 @@ def run(source: Path, out: Path, **more: Any) -> Any:
     return export.run(ExportSettings(model=str(source), out=out, **more), quiet=True)
 
 
+@pytest.mark.parametrize(("kind", "head"), [("Q4_1", "Q8_0"), ("Q4_0", "Q8_0")])
+def test_a_rounded_file_goes_out_as_it_came(source: Path, kind: str, head: str, tmp_path: Path) -> None:
+    first, second = tmp_path / "first.gguf", tmp_path / "second.gguf"
+    run(source, first, type=kind, head_type=head)
+    run(first, second)
+    files = read(first), read(second)
+    for name in files[0].tensors:
+        assert torch.equal(*(torch.from_numpy(file.dequantize(name)) for file in files)), name
+        if "ffn" in name and "norm" not in name:
+            assert [file.type_name(name) for file in files] == [kind, kind]
+    run(first, tmp_path / "other.gguf", type="Q8_0")
+    assert read(tmp_path / "other.gguf").type_name("blk.0.ffn_up.weight") == "Q8_0"
+
+
 def test_a_file_and_its_modelfile(
     source: Path, tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -27,6 +27,7 @@ from langmill.model.init import init_
 from langmill.model.transformer import Transformer
 from langmill.text.tasks import Limit, encode_texts
 from langmill.text.tokenizer import Tokenizer
+from langmill.text.translate import encode_source
 
 TOPICS = {
     "sea": "wave ship sail tide harbour fish 海 船".split(),
@@ -313,6 +314,12 @@ def test_translate(places: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "lines.txt").write_text("blue dog\n\nblue dog\n")
     lines = results(translate.run, "TranslateSettings", tmp_path / "out", file=tmp_path / "lines.txt")
     assert [line["translation"] for line in lines] == ["blau hund", "", "blau hund"]
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")("blue dog").input_ids
+    ours = Tokenizer.load(tmp_path / "out")
+    assert (
+        theirs == list(encode_source(ours, "blue dog", Limit(64), Counter()).ids)
+        and theirs[-1] == ours.eos_id
+    )
 
 
 def test_embed(places: dict[str, Path], tmp_path: Path) -> None:

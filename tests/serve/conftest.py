@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import socket
 import threading
 import time
@@ -201,8 +202,13 @@ def _starter() -> Iterator[Callable[..., Running]]:
 
 
 @pytest.fixture(autouse=True)
-def heard() -> None:
-    """Let caplog hear the server, whatever a server of this process set up before."""
+def heard(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Let caplog hear the server, whatever a test of this process did to logging before."""
+    logging.disable(logging.NOTSET)
+    LOG.disabled, LOG.propagate = False, False
+    LOG.addHandler(caplog.handler)
+    yield
+    LOG.removeHandler(caplog.handler)
     LOG.propagate = True
 
 

@@ -187,6 +187,7 @@ COMMANDS = (
     Command("temperature", "[X]", "0: always the likeliest token; 1: as the model says; without X: show", _temperature),
     Command("clear", "", "forget the conversation, not the system message", _clear),
     Command("exit", "", "leave", _leave),
+    Command("quit", "", "leave", _leave),
 )  # fmt: skip
 
 

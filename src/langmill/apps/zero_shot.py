@@ -39,6 +39,8 @@ def chooser(settings: ClassifySettings, model: Model, tokenizer: Tokenizer) -> R
     """What `classify` does with a batch of rows: {"text", "label", "score", "scores"} of each."""
     if len(set(settings.labels)) < 2:
         raise UsageError("zero-shot needs two labels or more: --labels A --labels B")
+    if not all(name.strip() for name in settings.labels):
+        raise UsageError("one of --labels is empty: each is a word or a description of what a text may be")
     names = Labels(tuple(dict.fromkeys(settings.labels)))
     if isinstance(model, Transformer) and not model.config.writes:
         return _by_similarity(settings, model, tokenizer, names)
@@ -50,6 +52,8 @@ def _by_similarity(settings: ClassifySettings, model: Model, tokenizer: Tokenize
 
     if settings.examples is not None:
         raise UsageError("--examples are for decoders: an encoder compares a text with the labels alone")
+    if idle := sorted({"template", "shots"} & settings.model_fields_set):
+        raise UsageError(f"--{idle[0]} is for decoders: an encoder compares a text with the labels alone")
     known = set(EmbedSettings.model_fields)
     asked = EmbedSettings(**{name: value for name, value in dict(settings).items() if name in known})
     reader = Reader.over(model, tokenizer, asked)

@@ -34,8 +34,8 @@ Threads = Annotated[int | None, Field(ge=1, description="CPU threads; none: one 
 UseDtype = Annotated[
     Literal["auto", "float32", "bfloat16"],
     Field(
-        description="number type; auto: float32 on a CPU, where 4-bit matrices of a .gguf file stay in 4 bits, and the "
-        "file's own on a GPU"
+        description="number type; auto: the file's own on a GPU; on a CPU float32, where matrices in Q4_0, Q4_1 and "
+        "Q4_K of a .gguf file stay in 4 bits (not GPT-2's, nor under an adapter)"
     ),
 ]
 VocabularySize = Annotated[

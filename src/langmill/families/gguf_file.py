@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 import struct
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +100,13 @@ def read(path: Path) -> File:
     infos = [_tensor(cursor, index, sizes, alignment) for index in range(tensor_count)]
     tensors = _place(cursor, infos, alignment)
     return File(path, metadata, tensors, np.frombuffer(mapped, np.uint8))
+
+
+def rounded(path: Path) -> list[str]:
+    """The types of a file's matrices that are not floats, the usual one first."""
+    file = read(path)
+    kinds = Counter(file.type_name(name) for name, info in file.tensors.items() if len(info.shape) > 1)
+    return [kind for kind, _ in kinds.most_common() if kind not in ("F64", "F32", "F16", "BF16")]
 
 
 def scalar(metadata: Mapping[str, Any], key: str, where: Path, default: Any = None) -> Any:

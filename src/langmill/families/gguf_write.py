@@ -131,13 +131,14 @@ def pieces(model: Model, kind: str | None, head: str | None) -> list[Piece]:
     _check_covered(model, {name for r in rules for name in r.ours})
     forms = [found for layer in model.modules() if (found := form(layer))]
     usual = kind or (max(set(forms), key=forms.count) if forms else narrowest(model))
+    floats = kind or narrowest(model)  # of matrices that are plain: nothing is rounded that was not asked for
     ends = head or (usual if usual in FLOATS or usual == "Q8_0" else "Q8_0")
     made = []
     for r in rules:
         name = _rename(r.theirs, arch)
         first = _weight(model, r.ours[0])
         shape = (sum(_weight(model, own).shape[0] for own in r.ours), *first.shape[1:])
-        asked, given = (head, ends) if r.ours[0] in ("tokens.weight", "head.weight") else (kind, usual)
+        asked, given = (head, ends) if r.ours[0] in ("tokens.weight", "head.weight") else (kind, floats)
         stem = name.split(".")[-2]
         if len(shape) == 1 or stem in _WHOLE:
             asked = given = "F32"

@@ -14,6 +14,7 @@ from typing import Any
 from langmill.common.metrics import Report
 from langmill.common.settings import CompressSettings
 from langmill.compress.quantize import EMBEDDING, HEAD, Changed, Plan
+from langmill.families.gguf_file import rounded
 from langmill.families.hub import resolve
 from langmill.jobs import report as page
 from langmill.jobs import results
@@ -227,6 +228,14 @@ def next_commands(settings: CompressSettings, model: Transformer) -> list[tuple[
     ]
 
 
+def _twice(model: str) -> list[str]:
+    """What is to be said of a file whose matrices are rounded already."""
+    path = resolve(model)
+    kinds = rounded(path) if path.suffix == ".gguf" else []
+    told = f"{path.name} is rounded already ({', '.join(kinds)}), and now once more: better take the model before that"
+    return [told] if kinds else []
+
+
 def _words(
     settings: CompressSettings, wanted: Plan, read: Text, found: Figures, counts: Mapping[str, int], folder: Path
 ) -> list[str]:  # fmt: skip
@@ -257,6 +266,7 @@ def _words(
             f"writes {_speed(found['tokens_per_second'])} tokens, before {_speed(found['tokens_per_second_before'])}"
         )
     lines += [f"{len(wanted.left)} layers stay as they are: {left_shown(wanted)}"] if wanted.left else []
+    lines += _twice(settings.model)
     if dropped := read.ledger.dropped():
         lines.append(
             "left out: " + ", ".join(f"{count.documents} {reason}" for reason, count in dropped.items())
@@ -275,6 +285,7 @@ def write_preview(settings: CompressSettings, model: Transformer, wanted: Plan, 
         lines.append(f"  {count} {'embedding or output' if outside else 'linear'} layers in {width} bits")
     lines.append(f"  about {bytes_shown(bits / 8 + rest)} in memory, {bytes_shown(rest)} of them not rounded")
     lines += [f"  {len(wanted.left)} layers stay as they are: {left_shown(wanted)}"] if wanted.left else []
+    lines += [f"  {line}" for line in _twice(settings.model)]
     counts = {"layers": len(wanted.roundings), "left": len(wanted.left)}
     extra = {
         "layers": {name: rounding.bits for name, rounding in wanted.roundings.items()},

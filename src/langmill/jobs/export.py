@@ -67,7 +67,9 @@ def _load(settings: ExportSettings) -> tuple[Model, Tokenizer | None]:
     if not is_adapter(source):
         if settings.base is not None:
             raise UsageError(f"{settings.model} is no adapter: --base is for those")
-        return load(source)
+        return load(
+            source, keep=settings.to == "gguf" and settings.type is None
+        )  # 4 bits go out as they came
     model, tokenizer = load_adapted(source, settings.base, torch.float32, "cpu")
     merge(model)
     return model.eval(), tokenizer

@@ -47,6 +47,7 @@ from langmill.jobs.work import Prepare, Scored, Work, chosen, rows_of, scored
 from langmill.model.count import parameters
 from langmill.model.transformer import Transformer
 from langmill.text.tokenizer import Tokenizer
+from langmill.text.translate import closed
 from langmill.train import checkpoint
 from langmill.train.loop import Outcome, State, fit
 
@@ -112,7 +113,8 @@ def run(
         lineage = lineage_of(
             settings, _about(work, tokenizer), settings.model, {"steps": outcome.steps, **figures}
         )
-        save(work.model, tokenizer, settings.out, lineage=lineage, card=card(settings, work, figures))
+        own = closed(tokenizer) if settings.task == "translate" else tokenizer
+        save(work.model, own, settings.out, lineage=lineage, card=card(settings, work, figures))
     return _report(settings, work, outcome, found, figures, folder, time.monotonic() - started)
 
 

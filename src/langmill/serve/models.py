@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import difflib
 import hashlib
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +28,7 @@ from langmill.infer.running import engine_for, places
 from langmill.infer.service import Service
 from langmill.model.config import Config, ModelConfig
 from langmill.serve.errors import NoSuchModel, stopping
+from langmill.serve.heap import give_back
 from langmill.serve.line import Line
 from langmill.text.tokenizer import Tokenizer
 
@@ -208,13 +208,6 @@ def load_one(name: str, where: str, adapter: Path | None, settings: ServeSetting
         name, where, model, tokenizer, does, window, int(time.time()), fingerprint(where, adapter),
         Line(settings.queue_tokens), Line(READING * settings.max_body_bytes, "characters"), service,
     )  # fmt: skip
-
-
-def give_back() -> None:
-    """Let the system have what was freed. glibc keeps what a model was loaded and an adapter merged through, which may
-    be as much again as the models take."""
-    with suppress(OSError, AttributeError, TypeError):  # where there is no glibc
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def abilities(config: Config, tokenizer: Tokenizer, zero_shot: bool) -> frozenset[str]:

@@ -97,9 +97,11 @@ def serve(settings: ServeSettings, listener: socket.socket, quiet: bool) -> Repo
 
     from langmill.serve.app import create_app
     from langmill.serve.connections import config_of
+    from langmill.serve.heap import few_heaps
     from langmill.serve.state import open_state
 
     began = time.perf_counter()
+    few_heaps()
     write_log(settings, quiet)
     state = open_state(settings)
     seconds = time.perf_counter() - began

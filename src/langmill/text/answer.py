@@ -4,8 +4,9 @@ A document is the question, then as much of the context as fits; a longer contex
 A span's score is the start score of its first token plus the end score of its last. Over all windows the spans of at
 most `max_length` tokens that lie within the context compete; the same characters count once, by their best window.
 "No answer" is the first token's start plus end score, in the window where that is lowest; it wins where it exceeds the
-best span by more than `threshold`. Probabilities are the softmax over the spans that are listed and "no answer". This
-is run_squad's rule, but with every span tried, not only those of the 20 best starts and ends.
+best span by more than `threshold`. Probabilities are the softmax over the 20 best spans, as many as run_squad takes,
+or as many as are listed, and "no answer". This is its rule, but with every span tried, not only those of the 20 best
+starts and ends.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from langmill.text.tasks import Limit, TooLong
 from langmill.text.tokenizer import Tokenizer
 
 Span = tuple[int, int]
+COMPETE = 20  # spans that share the probability, however few are listed
 NOWHERE = "questions whose answers are whole in no window"
 _ARTICLES = regex.compile(r"\b(a|an|the)\b")
 _TOKEN = regex.compile(rf"[{UNSPACED}]\p{{M}}*|[^\s{UNSPACED}]+")
@@ -119,20 +121,20 @@ def best_answers(
     spans as {"answer", "start", "end", "score"}, best first. no_answer: whether it may win.
     """
     spans: dict[Span, float] = {}
-    null = float("inf")
+    null, compete = float("inf"), max(n_best, COMPETE)
     for window, start, end in zip(windows, starts, ends, strict=True):
         start_T, end_T = np.asarray(start, np.float64), np.asarray(end, np.float64)
         null = min(null, float(start_T[0] + end_T[0]))
         inside = slice(window.encoded.second.start, window.encoded.second.stop)
-        for first, last, score in _top(start_T[inside], end_T[inside], 8 * n_best, max_length):
+        for first, last, score in _top(start_T[inside], end_T[inside], 8 * compete, max_length):
             place = _stripped(context, window.offsets[first][0], window.offsets[last][1])
             if place[0] < place[1]:
                 spans[place] = max(score, spans.get(place, score))
-    ranked = sorted(spans.items(), key=lambda item: (-item[1], item[0]))[:n_best]
+    ranked = sorted(spans.items(), key=lambda item: (-item[1], item[0]))[:compete]
     *shares, none = softmax(np.array([*(score for _, score in ranked), null])).tolist()
     best = [
         {"answer": context[a:b], "start": a, "end": b, "score": share}
-        for ((a, b), _), share in zip(ranked, shares, strict=True)
+        for ((a, b), _), share in zip(ranked[:n_best], shares[:n_best], strict=True)
     ]
     if not best or (no_answer and null - ranked[0][1] > threshold):
         chosen: dict[str, Any] = {"answer": "", "start": None, "end": None, "score": none}

@@ -10,11 +10,15 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import regex
+
 from langmill.common.errors import DataError, ModelError
 from langmill.text.frames import Encoded
+from langmill.text.tag import UNSPACED
 from langmill.text.tasks import TooLong
 from langmill.text.tokenizer import Tokenizer
 
+_CLOSE = regex.compile(f"[{UNSPACED}]")
 SPELT = "[MASK]"  # for every model; RoBERTa's own is <mask>
 
 
@@ -77,7 +81,14 @@ class Masks:
             if goes_on or (self._strips[0] and not spaced):
                 made = made.rstrip(" ") + shown.removeprefix(self._continues)
             else:
-                between = " " if spaced and made and not made[-1].isspace() else ""
+                # in WordPiece a token without "##" begins a word
+                apart = spaced or bool(self._continues and _letters(made[-1:], shown[:1]))
+                between = " " if apart and made and not made[-1].isspace() else ""
                 made += between + (shown.lstrip(" ") if spaced else shown)
             made += after
         return made
+
+
+def _letters(*neighbours: str) -> bool:
+    """Whether both are letters or digits of scripts with spaces between words."""
+    return all(one.isalnum() and not _CLOSE.match(one) for one in neighbours)

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import regex
+from tokenizers import Tokenizer as Backend
+from tokenizers.processors import TemplateProcessing
 
 from langmill.common.errors import DataError
 from langmill.text.frames import Encoded
@@ -83,6 +85,20 @@ def source_room(tokenizer: Tokenizer, length: int) -> tuple[list[int], int]:
     eos = tokenizer.boundary_id if tokenizer.eos_id is None else tokenizer.eos_id
     end = [] if tokenizer.frame.single.ids[-1][-1:] == (eos,) else [eos]
     return end, length - tokenizer.frame.room() - len(end)
+
+
+def closed(tokenizer: Tokenizer) -> Tokenizer:
+    """The same with eos behind every text in its own frame, so that other tools give the encoder what it learnt on."""
+    end, _ = source_room(tokenizer, 0)
+    if not end:
+        return tokenizer
+    before, after = tokenizer.frame.single.ids[0], tokenizer.frame.single.ids[-1]
+    named = [[(str(tokenizer.token(id)), id) for id in ids] for ids in (before, [*after, *end])]
+    spelt = [" ".join(f"{token}:0" for token, _ in own) for own in named]
+    backend = Backend.from_str(tokenizer.to_json())
+    single, second = f"{spelt[0]} $A:0 {spelt[1]}".strip(), f"$B:0 {spelt[1]}"
+    backend.post_processor = TemplateProcessing(single, f"{single} {second}", named[0] + named[1])
+    return Tokenizer(backend, tokenizer.specials)
 
 
 def split_document(tokenizer: Tokenizer, text: str, length: int, sentences: bool = False) -> list[Piece]:
