@@ -314,6 +314,8 @@ def test_translate(places: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "lines.txt").write_text("blue dog\n\nblue dog\n")
     lines = results(translate.run, "TranslateSettings", tmp_path / "out", file=tmp_path / "lines.txt")
     assert [line["translation"] for line in lines] == ["blau hund", "", "blau hund"]
+    with pytest.raises(UsageError, match="piece by piece"):
+        results(translate.run, "TranslateSettings", tmp_path / "out", "blue dog", long_texts="truncate")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")("blue dog").input_ids
     ours = Tokenizer.load(tmp_path / "out")
     assert (

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from langmill.apps.texts import Read, Result, Row, each
-from langmill.common.errors import DataError, ModelError
+from langmill.common.errors import DataError, ModelError, UsageError
 from langmill.common.metrics import Report
 from langmill.common.settings import TranslateSettings
 from langmill.families.folder import Model
@@ -26,7 +26,7 @@ def run(settings: TranslateSettings, *, quiet: bool = False, as_json: bool = Fal
     """Results: {"text", "translation", "score"}; with --n-best above 1 also "best", for texts of one sentence.
 
     The score is the mean of the sentences' (beam search's: log-probability a token). A sentence that reached
-    --max-new-tokens is counted as "cut off".
+    --max-new-tokens is counted as "cut off". UsageError for --long-texts: a long text is always read piece by piece.
     """
     model, tokenizer = ready(settings.model, settings.dtype, settings.device, settings.threads)
     read = reader(settings, model, tokenizer)
@@ -36,6 +36,11 @@ def run(settings: TranslateSettings, *, quiet: bool = False, as_json: bool = Fal
 
 def reader(settings: TranslateSettings, model: Model, tokenizer: Tokenizer) -> Read:
     """What translates a batch."""
+    if settings.long_texts != "window":
+        raise UsageError(
+            f"--long-texts {settings.long_texts}: a translator reads a long text piece by piece, so that nothing is "
+            "left out; leave the option out"
+        )
     network = checked(model, settings.model)
 
     def read(batch: Sequence[Row], counted: Counter[str]) -> Iterator[Result]:

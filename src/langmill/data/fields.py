@@ -140,7 +140,9 @@ def name_of(value: Any, what: str) -> str:
     if isinstance(value, int):
         return json.dumps(value)
     if not isinstance(value, str) or not value.strip():
-        why = "numbers that are not whole are for regression" if isinstance(value, float) else "there is none"
+        why = (
+            "numbers that are not whole need --kind regress" if isinstance(value, float) else "there is none"
+        )
         raise Unusable(f"no usable {what}", f"the {what} is {value!r}: {why}"[:400])
     return value.strip()
 
