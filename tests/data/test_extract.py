@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Iterator
 from email.message import EmailMessage
 from typing import Any
@@ -27,6 +28,17 @@ def test_a_page_gives_its_main_text_and_what_it_says_of_itself() -> None:
         WORDS.strip() in text and "Café 你好 مرحبا" in text and "About" not in text and "rights" not in text
     )
     assert meta == {"title": "Apples & pears", "lang": "en", "licence": "https://example.org/by"}
+
+
+def test_what_the_libraries_think_goes_nowhere_and_others_are_heard(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for read, data in ((html, b"<p>"), (html, b"<html><body><div></div></body></html>"), (pdf, "no-such.pdf")):
+        with pytest.raises(Unusable):
+            read(data)  # type: ignore[operator]
+    assert not caplog.records
+    logging.getLogger("langmill").error("heard")
+    assert [record.message for record in caplog.records] == ["heard"]
 
 
 @pytest.mark.parametrize(

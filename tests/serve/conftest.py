@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import socket
 import threading
 import time
@@ -204,8 +203,7 @@ def _starter() -> Iterator[Callable[..., Running]]:
 @pytest.fixture(autouse=True)
 def heard(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """Let caplog hear the server, whatever a test of this process did to logging before."""
-    logging.disable(logging.NOTSET)
-    LOG.disabled, LOG.propagate = False, False
+    LOG.propagate = False
     LOG.addHandler(caplog.handler)
     yield
     LOG.removeHandler(caplog.handler)

@@ -53,13 +53,19 @@ def html(data: bytes, charset: str = "") -> Found:
         import trafilatura
     except ImportError:
         raise MissingExtra("data", "trafilatura") from None
-    logging.disable()
+    _silence("trafilatura", "htmldate", "courlan", "justext", "readability")
     text = trafilatura.extract(page.replace("\0", ""), include_comments=False, include_tables=True)
     if not text:
         raise Unusable(
             "no text in the page", "no main text was found, or its elements stand too deep in each other"
         )
     return [(text, meta)]
+
+
+def _silence(*names: str) -> None:
+    """What these libraries think of each page goes nowhere: a page gives text, or is set aside with its reason."""
+    for name in names:
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
 
 
 def decoded(data: bytes, charset: str = "") -> tuple[str, str]:
@@ -93,7 +99,7 @@ def pdf(path: str) -> Found:
         import pypdf
     except ImportError:
         raise MissingExtra("data", "pypdf") from None
-    logging.disable()
+    _silence("pypdf")
     try:
         reader = pypdf.PdfReader(path)
         if reader.is_encrypted and not reader.decrypt(""):
