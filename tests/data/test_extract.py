@@ -33,7 +33,11 @@ def test_a_page_gives_its_main_text_and_what_it_says_of_itself() -> None:
 def test_what_the_libraries_think_goes_nowhere_and_others_are_heard(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    for read, data in ((html, b"<p>"), (html, b"<html><body><div></div></body></html>"), (pdf, "no-such.pdf")):
+    for read, data in (
+        (html, b"<p>"),
+        (html, b"<html><body><div></div></body></html>"),
+        (pdf, "no-such.pdf"),
+    ):
         with pytest.raises(Unusable):
             read(data)  # type: ignore[operator]
     assert not caplog.records
