@@ -101,17 +101,17 @@ def _fill(
 ) -> None:
     """`weights.load` of a file of which some matrices stay in 4 bits."""
     there, held, made = set(names), dict[str, Tensor](), dict[str, Any]()
+    plain = list[Rule]()
     for r in rules:
-        if r.theirs not in there:
-            continue  # which `weights.load` reports
-        got = read(r.theirs)
+        got = read(r.theirs) if r.theirs in there else None
         if isinstance(got, Nibbles):
             shape = (len(got.codes), 2 * got.codes.shape[1])
             made |= quantised.layers(model, r, shape, partial(Nibbles._make, got), where)
             there.remove(r.theirs)
-        else:
+            continue
+        plain.append(r)  # `weights.load` reports one that is not there
+        if got is not None:
             held[r.theirs] = got
-    plain = [r for r in rules if r.theirs in held or r.theirs not in set(names)]
     quantised.place(
         model, made, lambda: weights.load(model, plain, there, held.__getitem__, ignored, where, dtype)
     )

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 LONGEST = 384  # tokens; beyond it the flash kernel wins
-TINY = (
-    64  # tokens of a document, on average: with fewer the flash kernel wins, in float32, by its single call
-)
+# Tokens of a document, on average: with fewer the flash kernel wins, in float32, by its single call.
+TINY = 64
 
 
 def tiny(q_BHTD: Tensor, k_BGSD: Tensor, documents: int) -> bool:

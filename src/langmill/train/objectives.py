@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from langmill.model.sparing import narrowed
+
 IGNORED = -100  # a target that is not scored
 CHUNK = 1024  # tokens whose V scores exist at once
 FROZEN_CHUNK = 512  # the same where only the states' gradient is wanted
@@ -110,12 +112,6 @@ def _errors(
     return costs_C, p_CV.scatter_add_(1, target_C1, torch.full_like(log_sum_C1, -1.0))
 
 
-def _narrow(weight_VD: Tensor) -> Tensor:
-    """In the type that products take: once, not for every chunk."""
-    kind = weight_VD.device.type
-    return weight_VD.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else weight_VD
-
-
 class _FrozenHead(torch.autograd.Function):
     """-ln softmax(h Wᵀ + b)[target] of each row; d/dh = (softmax - onehot) W."""
 
@@ -124,7 +120,7 @@ class _FrozenHead(torch.autograd.Function):
         ctx: Any, h_KD: Tensor, weight_VD: Tensor, targets_K: Tensor, bias_V: Tensor | None
     ) -> Tensor:
         costs_K, gradient_KD = h_KD.new_empty(len(h_KD), dtype=torch.float32), torch.empty_like(h_KD)
-        weight_VD = _narrow(weight_VD)
+        weight_VD = narrowed(weight_VD)  # once, not for every chunk
         for at in range(0, len(h_KD), FROZEN_CHUNK):
             rows = slice(at, at + FROZEN_CHUNK)
             costs_K[rows], error_CV = _errors(h_KD[rows], weight_VD, targets_K[rows], bias_V)
@@ -146,7 +142,7 @@ class _Head(torch.autograd.Function):
     def forward(
         ctx: Any, h_KD: Tensor, weight_VD: Tensor, targets_K: Tensor, bias_V: Tensor | None
     ) -> Tensor:
-        gradient_KD, narrow_VD = torch.empty_like(h_KD), _narrow(weight_VD)
+        gradient_KD, narrow_VD = torch.empty_like(h_KD), narrowed(weight_VD)
         own_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
         own_V = None if bias_V is None else torch.zeros_like(bias_V, dtype=torch.float32)
         total, chunk = h_KD.new_zeros((), dtype=torch.float32), min(max(len(weight_VD) // 32, 256), CHUNK)
