@@ -1,10 +1,12 @@
 """Filling gaps: pretrain a small model by infilling, then fill gaps of one to eight words in texts it never read.
 
     scripts/bench infill [--size 1M] [--vocabulary 2000] [--steps 4000] [--gaps 500] [--threads 2] [--keep FOLDER]
+        [KEY=VALUE ...]
 
 Texts: descriptions of packages (asset `ddtp`). Of each gap: nats a token of its right filling with and without
 the text behind it, by the same model, and whether the likeliest text fills it word for word. Exit code 1 where the text
 behind the gap does not help. Prints one JSON object. What is in FOLDER is not made again.
+KEY=VALUE: other settings of the pretraining.
 """
 
 from __future__ import annotations
@@ -66,7 +68,7 @@ def learned(given: argparse.Namespace) -> tuple[Any, Any, list[str]]:
             (folder / "texts.jsonl").write_text("\n".join(lines[2 * HELD :]), encoding="utf-8")
             words = [
                 "objective=infill", f"size={given.size}", f"max_steps={given.steps}", "max_length=256",
-                f"tokenizer.vocab_size={given.vocabulary}", f"threads={given.threads}",
+                f"tokenizer.vocab_size={given.vocabulary}", f"threads={given.threads}", *given.settings,
             ]  # fmt: skip
             asked = configure(
                 PretrainSettings, None, words, path=[str(folder / "texts.jsonl")], out=folder / "model"
@@ -86,6 +88,7 @@ def main() -> int:
     parser.add_argument("--gaps", type=int, default=500)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--keep", type=Path)
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
     given = parser.parse_args()
     model, tokenizer, lines = learned(given)
     torch.set_num_threads(given.threads)

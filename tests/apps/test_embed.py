@@ -43,7 +43,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def vectors(model: Path, **more: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
-    settings = configure(EmbedSettings, None, [], model=str(model), text=TEXTS, **more)
+    settings = configure(EmbedSettings, None, [], model=str(model), text=TEXTS, device="cpu", **more)
     results = embed.run(settings, quiet=more.pop("quiet", True), as_json=True).extra["results"]
     return np.array([result["embedding"] for result in results], np.float32)
 
@@ -52,7 +52,9 @@ def test_8_bits_are_near_whole_numbers_in_any_batch(encoder: Path) -> None:
     plain, eight = vectors(encoder, long_texts="window"), vectors(encoder, bits=8, long_texts="window")
     assert 0.99 < (plain * eight).sum(1).min() < 0.9999999
     assert np.array_equal(eight, vectors(encoder, bits=8, batch_size=1, long_texts="window"))
-    asked = configure(SimilarSettings, None, [], model=str(encoder), text=TEXTS, query=TEXTS[1], bits=8)
+    asked = configure(
+        SimilarSettings, None, [], model=str(encoder), text=TEXTS, query=TEXTS[1], bits=8, device="cpu"
+    )
     (best, *_) = embed.similar(asked, quiet=True, as_json=True).extra["results"]
     assert best["text"] == TEXTS[1] and best["score"] == pytest.approx(1)
 
@@ -61,7 +63,7 @@ def test_a_folder_in_8_bits_embeds_the_same_way(encoder: Path, tmp_path: Path) -
     model, tokenizer = load(encoder)
     eight_bits(model)
     save(model, tokenizer, tmp_path / "eight")
-    settings = configure(EmbedSettings, None, [], model=str(tmp_path / "eight"), text=TEXTS)
+    settings = configure(EmbedSettings, None, [], model=str(tmp_path / "eight"), text=TEXTS, device="cpu")
     assert embed.Reader.of(settings)._native is not None
     assert np.array_equal(vectors(tmp_path / "eight"), vectors(encoder, bits=8))
 
@@ -73,7 +75,8 @@ def test_without_a_compiler_it_says_so_and_reads_all_the_same(
     monkeypatch.setattr(native_build, "COMPILERS", ("no-such-compiler",))
     native_build.library.cache_clear()
     try:
-        reader = embed.Reader.of(configure(EmbedSettings, None, [], model=str(encoder), text=TEXTS, bits=8))
+        asked = configure(EmbedSettings, None, [], model=str(encoder), text=TEXTS, bits=8, device="cpu")
+        reader = embed.Reader.of(asked)
         slow = vectors(encoder, bits=8)
     finally:
         native_build.library.cache_clear()

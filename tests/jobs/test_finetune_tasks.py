@@ -264,7 +264,7 @@ def test_validation_is_in_the_runs_number_type_and_the_last_score_in_float32(
     original, narrow = finetune_task.scored, list[tuple[bool, bool]]()
 
     def scored(settings: Any, work: Any, model: Any, whole: bool) -> Any:
-        narrow.append((whole, torch.is_autocast_enabled("cpu")))
+        narrow.append((whole, torch.is_autocast_enabled(model.main.like.device.type)))
         return original(settings, work, model, whole)
 
     monkeypatch.setattr(finetune_task, "scored", scored)

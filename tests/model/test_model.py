@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from langmill.common.errors import ModelError
 from langmill.families import gpt2, llama
+from langmill.families.folder import load, save
 from langmill.model import count
 from langmill.model.config import Head, LSTMConfig, ModelConfig, StackConfig, Tokens
 from langmill.model.init import init_
@@ -160,3 +162,15 @@ def test_training_flops_follow_the_definition() -> None:
     pairs = sum(1 for query, key in itertools.product(range(32), repeat=2) if key <= query)
     # a pair costs 2·D in q·k and 2·D in its share of v, forward; twice that again backward; 2 heads of 4
     assert count.training_flops(config, 32) == pytest.approx(6 * weights + 3 * 2 * (2 + 2) * 4 * pairs / 32)
+
+
+def test_weights_that_are_pieces_of_one_storage_are_saved(tmp_path: Path) -> None:
+    """As cuDNN keeps those of an LSTM on a GPU."""
+    model = build(LSTMS[1])
+    weights = [model.lstm.weight_ih_l0, model.lstm.weight_hh_l0]  # type: ignore[union-attr]
+    whole = torch.cat([weight.detach().flatten() for weight in weights])
+    for weight, piece in zip(weights, whole.split([w.numel() for w in weights]), strict=True):
+        weight.data = piece.view_as(weight)
+    save(model, None, tmp_path / "model")
+    found = load(tmp_path / "model")[0].state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in model.state_dict().items())

@@ -13,6 +13,7 @@ from langmill.common.progress import track
 from langmill.common.settings import PreferSettings
 from langmill.data.batches import Ints
 from langmill.data.pairs import Pairs, pairs_once
+from langmill.train.guard import reproducible
 from langmill.train.preferences import Scores, losses, rewards, scored
 from langmill.train.step import tensors
 
@@ -49,7 +50,8 @@ def scores(
     device, training = next(model.parameters()).device, model.training
     model.eval()
     kept: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
-    with track("reading the pairs", len(numbers), "pairs", quiet) as progress:
+    # a resumed run reads what another process computed: the sums of a GPU must have one order
+    with reproducible(device), track("reading the pairs", len(numbers), "pairs", quiet) as progress:
         for batch in pairs_once(pairs, numbers, length):
             given = tensors(batch, device)
             with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):

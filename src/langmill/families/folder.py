@@ -291,7 +291,12 @@ def _special_ids(tokenizer: Tokenizer) -> dict[str, Any]:
 def _write_weights(state: dict[str, Tensor], folder: Path) -> None:
     from huggingface_hub import save_torch_state_dict
 
-    save_torch_state_dict(state, folder, max_shard_size=SHARD_BYTES)
+    # on a GPU an LSTM's weights are pieces of one storage, which safetensors refuses
+    own = {
+        name: tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
+        for name, tensor in state.items()
+    }
+    save_torch_state_dict(own, folder, max_shard_size=SHARD_BYTES)
 
 
 def _json(path: Path, value: Mapping[str, Any]) -> None:

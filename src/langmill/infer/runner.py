@@ -17,6 +17,7 @@ from torch import Tensor
 
 from langmill.common.errors import ModelError
 from langmill.families.folder import Model
+from langmill.infer.graphs import Graphs, recordable
 from langmill.infer.read import embeddings
 from langmill.model.cache import Cache, LayerCache
 from langmill.model.config import ModelConfig, Pool, Rope, StackConfig
@@ -81,6 +82,7 @@ class TorchRunner:
         self.slots, self.length, self.vocab = slots, min(length, _window(model.config)), model.config.vocab
         self.source = 0 if model.config.encoder_input is None else model.config.encoder_input.length
         self._cache = SlotCache(c, slots, self.length, like.dtype, like.device)
+        self._graphs = Graphs(model, self._cache) if recordable(model) else None
         self._sources: dict[int, Across] = {}
         self._across: tuple[list[int], Memory] | None = None  # what the layers look across to, and whose
         self._sick: set[int] = set()  # slots that hold what is no number
@@ -122,6 +124,8 @@ class TorchRunner:
 
     def _read(self, tokens_BT: Ids, slots_B: Ids, places_B: Ids, sizes_B: Ids) -> Tensor:
         """States (B, T, D) of rows of like length, padded on the right."""
+        if self._graphs is not None and tokens_BT.shape[1] == 1:
+            return self._graphs.read(tokens_BT[:, 0], slots_B, places_B)[:, None]
         self._cache.open(slots_B, places_B, sizes_B)
         memory = self._memory(slots_B.tolist()) if self.source else None
         return self.model.hidden(

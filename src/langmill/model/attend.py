@@ -14,26 +14,34 @@ from torch import Tensor
 
 from langmill.model import short
 from langmill.model.cache import Cache
+from langmill.model.config import StackConfig
+from langmill.model.packed import Packed, attend_packed, starts, suits
 
 
 @dataclass(frozen=True)
 class Seen:
     """What queries look at. mask: (B or 1, 1 or H, T, S), True where a query may look, or numbers added to the scores;
     None for everything, or with `causal` for all that is not later. cuts: instead of a mask, the lengths of stretches
-    of the flattened queries and keys that see each other alone, in order."""
+    of the flattened queries and keys that see each other alone, in order. packed: the same for a GPU."""
 
     mask: Tensor | None = None
     causal: bool = False
     cuts: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+    packed: Packed | None = None
 
 
 def attend(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, seen: Seen, scale: float | None) -> Tensor:
     """softmax(q kᵀ · scale) v, shape (B, H, T, D) (Vaswani et al. 2017, eq. 1). scale None is 1/sqrt(D)."""
+    if seen.packed is not None:
+        return attend_packed(q_BHTD, k_BGSD, v_BGSD, seen.packed, scale)
     grouped = q_BHTD.shape[1] != k_BGSD.shape[1]
     if seen.cuts is None:
         causal = seen.causal and q_BHTD.shape[2] > 1
         if seen.mask is None and short.suits(q_BHTD, k_BGSD):
             return short.attend_short(q_BHTD, k_BGSD, v_BGSD, causal, scale or q_BHTD.shape[-1] ** -0.5)
+        if grouped and seen.mask is not None and seen.mask.shape[1] == 1 and _next_on_gpu(q_BHTD):
+            q_BGRD = q_BHTD.reshape(len(k_BGSD), k_BGSD.shape[1], -1, q_BHTD.shape[3])
+            return attend(q_BGRD, k_BGSD, v_BGSD, seen, scale).reshape(q_BHTD.shape)
         return F.scaled_dot_product_attention(
             q_BHTD, k_BGSD, v_BGSD, attn_mask=seen.mask, is_causal=causal, scale=scale, enable_gqa=grouped
         )
@@ -50,6 +58,12 @@ def attend(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, seen: Seen, scale: fl
     return torch.cat(mixed, dim=2).unflatten(2, (rows, -1)).squeeze(0).transpose(0, 1)
 
 
+def _next_on_gpu(q_BHTD: Tensor) -> bool:
+    """Whether these are the queries of one token a row, on a GPU. With a mask torch has no kernel there for grouped
+    heads, and would repeat all keys and values; the heads of a group see the same, as rows of one head do."""
+    return q_BHTD.shape[2] == 1 and q_BHTD.device.type != "cpu"
+
+
 def _flat(x_BHTD: Tensor) -> Tensor:
     """(1, H, B·T, D)."""
     return x_BHTD.transpose(0, 1).flatten(1, 2).unsqueeze(0)
@@ -60,20 +74,23 @@ class Masks:
 
     def __init__(
         self,
-        causal: bool,
+        c: StackConfig,
         documents_BT: Tensor | None,
         cache: Cache | None,
         x_BTD: Tensor,
         bias: Callable[[Tensor], Tensor] | None,
     ):
         new, device = x_BTD.shape[1], x_BTD.device
-        self.causal, self.documents_BT, self.cache, self.bias = causal, documents_BT, cache, bias
+        self.causal, self.documents_BT, self.cache, self.bias = c.causal, documents_BT, cache, bias
         self.new, self.past, self.dtype = new, 0 if cache is None else cache.longest, x_BTD.dtype
         if cache is not None:
             self.queries, self.keys = cache.positions(new), cache.key_positions(new)
         else:
             self.queries = self.keys = torch.arange(new, device=device)[None]
         self.apart = documents_BT is not None and device.type == "cpu" and not torch.compiler.is_compiling()
+        self.starts_K1: Tensor | None = None
+        if documents_BT is not None and bias is None and suits(x_BTD, c.head_dim):
+            self.starts_K1 = starts(documents_BT).int()
         self._made: dict[int | None, Seen] = {}
 
     def among(self, window: int | None) -> Seen:
@@ -87,6 +104,8 @@ class Masks:
         wide = window is None or window >= past + new
         if cache is not None and cache.seen_BTS is not None:
             return self._seen(cache.seen_BTS.unsqueeze(1))
+        if self.starts_K1 is not None:
+            return Seen(packed=Packed(self.starts_K1, new, self.causal, None if wide else window))
         if self.bias is None and wide:
             if self.documents_BT is None and not past:
                 return Seen(causal=self.causal)
@@ -135,11 +154,7 @@ def visible(
 
 def stretches(documents_BT: Tensor) -> tuple[int, ...]:
     """The lengths of the runs of equal document numbers, row after row; none crosses from a row into the next."""
-    begins_BT = torch.ones_like(documents_BT, dtype=torch.bool)
-    begins_BT[:, 1:] = documents_BT[:, 1:] != documents_BT[:, :-1]
-    starts = begins_BT.flatten().nonzero().squeeze(1)
-    ends = torch.cat((starts[1:], starts.new_tensor([documents_BT.numel()])))
-    return tuple((ends - starts).tolist())
+    return tuple(starts(documents_BT).diff().tolist())
 
 
 def paired(documents_BT: Tensor, documents_BS: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]] | None:

@@ -72,7 +72,7 @@ class Stack(nn.Module):
         angles = rotary(positions, c.position, c.head_dim) if isinstance(c.position, Rope) else None
         if angles is not None:
             angles = (angles[0].to(x_BTD.dtype), angles[1].to(x_BTD.dtype))
-        masks = Masks(c.causal, documents, cache, x_BTD, self._bias if self.relative is not None else None)
+        masks = Masks(c, documents, cache, x_BTD, self._bias if self.relative is not None else None)
         read, across = None, None
         if memory is not None:
             read = memory.states_BSD
