@@ -16,12 +16,15 @@ from hypothesis import strategies as st
 from langmill.common.errors import DataError, UsageError
 from langmill.data.pipeline import Ledger
 from langmill.data.tasks import (
+    FRACTION,
     GroupRow,
     QuestionRow,
+    ScoredRow,
     WordRow,
     read_groups,
     read_labels,
     read_questions,
+    read_scored,
     read_translations,
     read_words,
 )
@@ -89,7 +92,8 @@ def test_labels_of_every_kind(tmp_path: Path) -> None:
     assert (
         rows[0].text == ("x", "y")
         and sum(dropped.values()) == 5
-        and set(dropped) <= {"no usable label", "broken JSON"}
+        and set(dropped) <= {"no usable label", "broken JSON", FRACTION}
+        and dropped[FRACTION] == 1
     )
     rows, dropped = read(read_labels, file, fields=fields, regression=True)
     assert [row.label for row in rows] == [3.0, 3.0, 2.5] and dropped["a label that is no number"] >= 7
@@ -309,6 +313,17 @@ def test_groups(tmp_path: Path) -> None:
     assert dropped == {
         "a pair of texts that are not alike": 1, 'no field "positive"': 1, 'field "negative" is not text': 1,
         'no field "anchor"': 1}  # fmt: skip
+
+
+def test_texts_with_scores(tmp_path: Path) -> None:
+    pair = {"sentence1": "a", "sentence2": "b"}
+    rows = [pair | {"score": 4}, {"text_a": "a", "text_b": "b", "score": "0.25"}, pair, {"score": 1}]
+    rows += [pair | {"score": bad} for bad in ("high", True, None, "nan")]
+    found, dropped = read(read_scored, write(tmp_path, "a.jsonl", rows))
+    assert [(row.text_a, row.text_b, row.score) for row in found] == [("a", "b", 4.0), ("a", "b", 0.25)]
+    assert dropped == {'no field "score"': 1, 'no field "sentence1"': 1, "a score that is no number": 4}
+    found, _ = read(read_scored, write(tmp_path, "a.tsv", "sentence1\tsentence2\tscore\nx\ty\t2.5\n"))
+    assert isinstance(found[0], ScoredRow) and found[0].score == 2.5
 
 
 def test_a_parquet_value_that_is_no_text_costs_its_row_alone(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from langmill.evaluate.compare import intervals
 from langmill.evaluate.labels import span_counts, span_scores, spans
 from langmill.families.folder import save
 from langmill.jobs import evaluate
+from langmill.jobs.evaluate_rows import kind_of
 from langmill.model.config import Head, Learned, ModelConfig, StackConfig, Tokens
 from langmill.model.init import init_
 from langmill.model.transformer import Transformer
@@ -118,6 +119,25 @@ def test_labels_that_are_not_known_are_named(at: dict[str, str], tmp_path: Path)
     labels = Head(2, False, True, "tanh", pool="first", task="classify", labels=("a", "b"))
     with pytest.raises(ModelError, match="was not taught to tag"):
         run(model(tmp_path / "labels", 0, labels), conll)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "kind"),
+    [
+        ("a.txt", "-DOCSTART- -X- O\n\nEU NNP B-ORG\nrejects VBZ O\n\n", "tag"),
+        ("a.tsv", "Ada\tB-PER\r\nwent\tO\r\n", "tag"),
+        ("a.txt", "Ada\tPROPN\nwent\tVERB\n\n玛丽\tPROPN\n", "tag"),
+        ("a.txt", "Ada\tPROPN\nwent\tVERB\n\n", "text"),  # no sentence behind the blank line
+        ("a.txt", "Ada went\tto Lagos\n\nThe end\tof it\n", "text"),
+        ("a.txt", "Ada went to Lagos.\n\nMary, too.\n", "text"),
+        ("a.txt", "one\n\ntwo\n", "text"),
+        ("a.tsv", "text\tlabel\nAda\tB-PER\n", "classify"),
+        ("a.txt", "", "text"),
+    ],
+)
+def test_words_with_tags_are_told_from_other_texts(name: str, text: str, kind: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(text.encode())
+    assert kind_of(EvaluateSettings(model="m", on=[str(tmp_path / name)])) == kind
 
 
 def test_the_sums_of_texts_are_the_scores_of_all() -> None:

@@ -333,10 +333,16 @@ def test_bad_rows_are_counted_under_their_reasons(at: dict[str, str], tmp_path: 
         ({"source": "s", "target": "t"}, "translate"),
         ({"tokens": ["t"], "tags": ["O"]}, "tag"),
         ({"text": "t", "spans": []}, "tag"),
+        ({"anchor": "a", "positive": "b"}, "embed"),
+        ({"text_a": "a", "text_b": "b"}, "embed"),
+        (["a", "b"], "embed"),
+        ({"sentence1": "a", "sentence2": "b", "score": 1}, "sts"),
+        ({"text_a": "a", "text_b": "b", "score": 1}, "sts"),
         ({"text": "t", "id": 1}, "text"),
+        ([1, 2], "text"),
     ],
 )
-def test_the_kind_of_rows_is_found_from_the_fields(row: dict[str, Any], kind: str, tmp_path: Path) -> None:
+def test_the_kind_of_rows_is_found_from_the_fields(row: Any, kind: str, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(row), encoding="utf-8")
     assert kind_of(EvaluateSettings(model="m", on=[str(path)])) == kind

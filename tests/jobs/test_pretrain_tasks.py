@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,16 @@ from langmill.common.settings import (
     FinetuneSettings,
     PlanSettings,
     PretrainSettings,
+    ShardsSettings,
 )
 from langmill.data.batches import IGNORED
 from langmill.families.folder import load
-from langmill.jobs import evaluate, finetune, plan, pretrain, preview
+from langmill.jobs import evaluate, finetune, plan, pretrain, preview, shards
 from langmill.jobs.pretrain_task import HELD_SEED, guess
+from langmill.text.tasks import Limit
+from langmill.text.tokenizer import Tokenizer
 from langmill.text.training import FIM, MASK
+from langmill.text.translate import encode_source
 from langmill.train.step import tensors
 
 SMALL = (
@@ -247,6 +252,35 @@ def test_a_denoiser_reads_writes_and_learns_to_translate(
     named = {"from": str(tmp_path / "m")}
     on = pretrain.run(settings(texts, tmp_path / "m2", "denoise", "learning_rate=0.003", **named), quiet=True)
     assert on.figures["loss"] < on.figures["before_loss"]
+
+
+@pytest.mark.parametrize("family", ["marian", "t5"])
+def test_other_tools_end_a_denoisers_source_as_training_did(texts: Path, tmp_path: Path, family: str) -> None:
+    """From text and from shards whose own tokenizer puts nothing behind a text; such shards serve the model still."""
+    shape = f"model.family={family}"
+    pretrain.run(settings(texts, tmp_path / "m", "denoise", shape), quiet=True)
+    plain = tmp_path / "m.run" / "tokenizer"
+    asked = {"path": [str(texts)], "tokenizer": str(plain), "out": tmp_path / "s"}
+    shards.run(configure(ShardsSettings, None, [], **asked), quiet=True)
+    pretrain.run(settings(tmp_path / "s", tmp_path / "n", "denoise", shape), quiet=True)
+    wanted = encode_source(Tokenizer.load(plain), "床前明月光, the fox", Limit(64), Counter()).ids
+    for name, path in (("m", texts), ("n", tmp_path / "s")):
+        given = settings(path, tmp_path / name, "denoise", shape, resume=True)
+        ready = pretrain.prepare(given, tmp_path / f"{name}.run", True)
+        theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / name)("床前明月光, the fox")[
+            "input_ids"
+        ]
+        assert theirs == wanted and ready.task is not None
+        batch: Any = next(ready.task.batches(ready.corpus.train, 0))
+        source = batch.encoder_tokens_BS[0][batch.encoder_documents_BS[0] == 1].tolist()
+        assert (source[0], source[-1]) == (theirs[0], theirs[-1]) and theirs[
+            -1
+        ] == ready.corpus.tokenizer.eos_id
+    on = settings(tmp_path / "s", tmp_path / "o", "denoise", **{"from": str(tmp_path / "m")})
+    assert pretrain.run(on, quiet=True).counts["steps"] == 6
+    for path in (tmp_path / "s", tmp_path / "m.run" / "shards"):
+        rows = EvaluateSettings(model=str(tmp_path / "m"), on=[str(path)], device="cpu")
+        assert evaluate.run(rows, quiet=True).counts["guessed"] > 0
 
 
 @pytest.mark.parametrize(

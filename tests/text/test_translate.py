@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
 
 from langmill.common.errors import DataError
 from langmill.text.tasks import Limit, TooLong
 from langmill.text.tokenizer import Tokenizer
-from langmill.text.translate import Piece, encode_source, encode_target, join_document, split_document
+from langmill.text.translate import Piece, closed, encode_source, encode_target, join_document, split_document
 
 SHAPES = ("bert", "roberta", "t5", "ours")
 DOCUMENT = (
@@ -33,6 +35,22 @@ def test_one_end_behind_each_side(shaped: dict[str, Tokenizer], shape: str) -> N
         assert target[0] != tokenizer.eos_id and [source.ids[i] for i in source.first] == ids
         assert len(source.ids) == len(source.types) and source.number == 4 and not counted
     assert tokenizer.decode(target) == text
+
+
+@pytest.mark.parametrize("bare", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_closed_other_tools_read_what_the_encoder_learnt_on(
+    shaped: dict[str, Tokenizer], shape: str, bare: bool
+) -> None:
+    content = json.loads(shaped[shape].to_json())
+    if bare:
+        content["post_processor"] = None
+    tokenizer = Tokenizer(Backend.from_str(json.dumps(content)), shaped[shape].specials)
+    own, text = closed(tokenizer), "The quick fox"
+    wanted = encode_source(tokenizer, text, Limit(99), Counter()).ids
+    assert Backend.from_str(own.to_json()).encode(text).ids == wanted
+    assert encode_source(own, text, Limit(99), Counter()).ids == wanted
+    assert own.frame.stated and closed(own) is own and own.encode(text) == tokenizer.encode(text)
 
 
 def test_long_sides_follow_the_policy(shaped: dict[str, Tokenizer]) -> None:

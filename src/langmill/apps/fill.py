@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from langmill.common.errors import DataError, ModelError, UsageError
@@ -18,7 +17,7 @@ from langmill.common.metrics import Report
 from langmill.common.progress import track
 from langmill.common.settings import GenerateSettings
 from langmill.families.folder import Model
-from langmill.infer.read import passes
+from langmill.infer.read import packed
 from langmill.model.config import ModelConfig
 from langmill.model.transformer import Transformer
 from langmill.text.frames import Encoded
@@ -97,15 +96,10 @@ def _likeliest(
     model: Transformer, documents: Sequence[Encoded], mask: int, top: int
 ) -> Iterator[list[Likely]]:
     """For each document, for each of its masks in order, the `top` likeliest tokens with their probabilities."""
-    place = model.main.like.device
-    for group in passes(documents):  # documents stand end to end, and only the masks' states are scored
-        sizes = [len(document.ids) for document in group]
-        tokens_1T = torch.tensor([[id for document in group for id in document.ids]], device=place)
-        numbers = np.repeat(np.arange(1, len(sizes) + 1, dtype=np.int32), sizes)
-        documents_1T = torch.from_numpy(numbers)[None].to(place)
-        with torch.inference_mode():
-            h_1TD = model.hidden(tokens_1T, documents_BT=documents_1T)
-            best = model.logits(h_1TD[tokens_1T == mask]).float().softmax(-1).topk(top)
+    for group, given in packed(model, documents):
+        with torch.inference_mode():  # only the masks' states are scored
+            masked_KD = model.hidden(**given)[given["tokens_BT"] == mask]
+            best = model.logits(masked_KD).float().softmax(-1).topk(top)
         found = [
             list(zip(*one, strict=True))
             for one in zip(best.indices.tolist(), best.values.tolist(), strict=True)

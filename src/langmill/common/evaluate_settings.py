@@ -12,18 +12,22 @@ from langmill.common.setting import Device, Seed, Settings, Threads, UseDtype
 
 
 class EvaluateSettings(Settings):
-    """`langmill evaluate`: how well a model does on text, questions, labels or translations, with intervals."""
+    """`langmill evaluate`: how well a model does on text, questions, labels, translations or in a search, with
+    intervals."""
 
     model: str = Field(description="model folder, .gguf file or hub id")
     on: list[str] = Field(
         min_length=1,
         description="text files, folders of them, or prepared shards; or rows with question and choices, prompt and "
-        "answer, text and label, tokens and tags, or translation",
+        "answer, text and label, tokens and tags, translation, sentence1, sentence2 and score, or anchor "
+        "and positive",
     )
     against: str | None = Field(
         None, description="another model for the same rows: differences with paired intervals, and a verdict"
     )
-    task: Literal["text", "choices", "generate", "answer", "classify", "tag", "translate"] | None = Field(
+    task: Literal[
+        "text", "choices", "generate", "answer", "classify", "tag", "translate", "sts", "embed", None
+    ] = Field(
         None,
         description="what is asked; none: as the fields of the first row say, and answer (where in a context the "
         "answer stands) for a model that was taught it",

@@ -6,6 +6,7 @@
     answer     {"id", "question", "context", "answers": {"text": […], "answer_start": […]}}, SQuAD's nested file
     translate  {"translation": {"en": …, "de": …}}       {"source", "target"}
     embed      {"anchor", "positive"}, perhaps "negative" (a text or several)     {"text_a", "text_b"}     [a, b, …]
+    sts        {"sentence1", "sentence2", "score"}     {"text_a", "text_b", "score"}, the score any number
 
 `fields` gives other names: {"text": "review"}. In CSV a list is written as JSON. A row that is none of these, or that
 `make` refuses with a DataError, is dropped in the ledger under its reason; DataError where no row is left.
@@ -39,6 +40,8 @@ from langmill.text.tag import Words, as_read, repaired, tags_of
 from langmill.text.tasks import Text
 
 T = TypeVar("T")
+_SCORED = {name: name for name in ("sentence1", "sentence2", "text_a", "text_b", "score")}
+FRACTION = "a label that is a fraction (--kind regress learns numbers)"
 _NESTING = ("data", "paragraphs", "qas")
 
 
@@ -104,6 +107,16 @@ class GroupRow:
     anchor: str
     positive: str
     negatives: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredRow:
+    """Two texts, and how alike people found them."""
+
+    where: str
+    text_a: str
+    text_b: str
+    score: float
 
 
 def read_labels(
@@ -323,15 +336,34 @@ def read_groups(
     yield from read_files("embed", paths, ledger, parse, at)
 
 
+def read_scored(paths: Paths, ledger: Ledger, make: Callable[[ScoredRow], T]) -> Iterator[T]:
+    """`make` of every row of "sts"."""
+
+    def parse(where: str, row: Row) -> T:
+        names = ("text_a", "text_b") if "text_a" in row else ("sentence1", "sentence2")
+        first, second = (text_of(row, name) for name in names)
+        if "score" not in row:
+            raise Unusable('no field "score"', f"fields: {shown(row)}")
+        return make(ScoredRow(where, first, second, _number(row["score"], "score")))
+
+    yield from read_files("sts", paths, ledger, parse, _SCORED)
+
+
+def _number(value: Any, what: str) -> float:
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise Unusable(f"a {what} that is no number", f"it is {value!r}"[:400])
+    return number
+
+
 def _label(value: Any, regression: bool) -> Label:
     if regression:
-        try:
-            number = math.nan if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError):
-            number = math.nan
-        if not math.isfinite(number):
-            raise Unusable("a label that is no number", f"it is {value!r}"[:400])
-        return number
+        return _number(value, "label")
+    if isinstance(value, float) and math.isfinite(value) and not value.is_integer():
+        raise Unusable(FRACTION, f"it is {value!r}")
     several = parsed(value)
     if isinstance(several, list):
         return tuple(dict.fromkeys(name_of(label, "label") for label in several))

@@ -75,26 +75,36 @@ def passes(documents: Iterable[Encoded], tokens: int = PASS_TOKENS) -> Iterator[
         yield group
 
 
+def packed(
+    model: Transformer, documents: Iterable[Encoded]
+) -> Iterator[tuple[list[Encoded], dict[str, Any]]]:
+    """The documents of each pass, and what `model.hidden` takes of them: one row, in which they stand end to end.
+
+    ModelError where a text has no token, or more than the model reads.
+    """
+    place, typed = model.main.like.device, model.main.types is not None
+    for group in passes(documents):
+        sizes = [len(document.ids) for document in group]
+        fitting(sizes, model.config.length)
+        numbers = np.repeat(np.arange(1, len(sizes) + 1, dtype=np.int32), sizes)
+        given: dict[str, Any] = {
+            "tokens_BT": torch.tensor([[id for document in group for id in document.ids]], device=place),
+            "documents_BT": torch.from_numpy(numbers)[None].to(place),
+        }
+        if typed:
+            kinds = [kind for document in group for kind in document.types]
+            given["types_BT"] = torch.tensor([kinds], device=place)
+        yield group, given
+
+
 def _read(
     model: Transformer, documents: Iterable[Encoded], make: Callable[[Tensor, Tensor], Tensor]
 ) -> Iterator[tuple[Floats, list[int]]]:
     """`make` of the states and document numbers of each pass, and the documents' sizes."""
-    like, most = model.main.like, model.config.length
-    typed = model.main.types is not None
-    for group in passes(documents):
-        sizes = [len(document.ids) for document in group]
-        fitting(sizes, most)
-        ids = [id for document in group for id in document.ids]
-        tokens_1T = torch.tensor([ids], device=like.device)
-        numbers = np.repeat(np.arange(1, len(sizes) + 1, dtype=np.int32), sizes)
-        documents_1T = torch.from_numpy(numbers)[None].to(like.device)
-        given: dict[str, Any] = {"documents_BT": documents_1T}
-        if typed:
-            kinds = [kind for document in group for kind in document.types]
-            given["types_BT"] = torch.tensor([kinds], device=like.device)
+    for group, given in packed(model, documents):
         with torch.inference_mode():
-            made = make(model.hidden(tokens_1T, **given), documents_1T)
-        yield made.float().cpu().numpy(), sizes
+            made = make(model.hidden(**given), given["documents_BT"])
+        yield made.float().cpu().numpy(), [len(document.ids) for document in group]
 
 
 def fitting(sizes: Sequence[int], most: int) -> None:

@@ -1,4 +1,5 @@
-"""`langmill evaluate`: how well a model does on text, questions, labels or translations, alone or against another."""
+"""`langmill evaluate`: how well a model does on text, questions, labels, translations or as a search, alone or against
+another."""
 
 from __future__ import annotations
 
@@ -29,8 +30,17 @@ from langmill.infer.ready import ready
 from langmill.jobs import evaluate_report as reports
 from langmill.jobs import evaluate_rows as asked
 from langmill.jobs import evaluate_tasks as tasks
+from langmill.jobs import evaluate_vectors as vectors
 from langmill.jobs.corpus import Corpus
-from langmill.jobs.pretrain_task import KINDS, Guessed, guess, kind_of, task_for
+from langmill.jobs.pretrain_task import (
+    KINDS,
+    Guessed,
+    fingerprint_at,
+    guess,
+    kind_of,
+    task_for,
+    tokenizer_for,
+)
 from langmill.jobs.pretrain_task_report import WHAT
 from langmill.jobs.report import shown
 from langmill.text.document import text_hash
@@ -45,6 +55,8 @@ _WORDS = {
     "classify": "labels",
     "tag": "spans",
     "translate": "translation",
+    "sts": "cosines against scores",
+    "embed": "search by vectors",
 }
 
 
@@ -53,9 +65,9 @@ def run(settings: EvaluateSettings, *, quiet: bool = False) -> Report:
 
     Text gives loss (nats a token), perplexity and bits_per_byte, and what gzip and xz make of the same bytes; of a
     model that was trained to guess hidden tokens, or what damaged texts were, loss and accuracy of its guesses. What
-    other rows give says jobs/evaluate_tasks.py. Each figure comes with NAME_interval ([low, high], or None for a
-    single row). With `against` a second model is asked the same, and `against` of the report holds for every figure
-    both scores, their difference (first - second), its paired interval and a verdict.
+    other rows give say jobs/evaluate_tasks.py and jobs/evaluate_vectors.py. Each figure comes with NAME_interval
+    ([low, high], or None for a single row). With `against` a second model is asked the same, and `against` of the
+    report holds for every figure both scores, their difference (first - second), its paired interval and a verdict.
     """
     reports.check_out(settings)
     kind = asked.kind_of(settings)
@@ -75,7 +87,7 @@ def _on_rows(settings: EvaluateSettings, kind: asked.Kind, quiet: bool) -> Repor
         own = settings.model_copy(update={"model": name})
         with track(_WORDS[kind], total=len(rows), unit="rows", quiet=quiet) as progress:
             outcomes[name] = ask(own, model, tokenizer, rows, on=progress.advance)
-        about[name] = reports.of_model(model)
+        about[name] = reports.of_model(model) | outcomes[name].about
         del model
     ours = outcomes[settings.model]
     figures = ours.figures(np.arange(len(rows)))
@@ -115,6 +127,10 @@ def _reader(
         return list(read_words(settings.on, ledger, _same)), "", "", tasks.mark
     if kind == "answer":
         return list(read_questions(settings.on, ledger, _same)), "", "", tasks.point
+    if kind == "sts":
+        return vectors.scored(settings, ledger), "", "", vectors.sts
+    if kind == "embed":
+        return vectors.queries(settings, ledger, replaced), "", "", vectors.search
     rows, template = asked.read(settings.on, kind, settings.template, ledger)
     before = asked.shots(settings, kind, template, rows, replaced)
     ask = tasks.choose if kind == "choices" else tasks.write
@@ -197,7 +213,7 @@ def _on_guesses(settings: EvaluateSettings, kind: str, quiet: bool) -> Report:
     about, results, prints = {}, dict[str, list[dict[str, Any]]](), set[str]()
     for name in _models(settings):
         model, tokenizer = ready(name, settings.dtype, settings.device, settings.threads)
-        prints.add(tokenizer.fingerprint)
+        prints.add(tokenizer_for(kind, tokenizer).fingerprint)
         if len(prints) > 1:
             raise DataError(
                 "the two models have other tokenizers: they guess other things, so nothing can be compared"
@@ -300,7 +316,8 @@ def _parts(
     settings: EvaluateSettings, tokenizer: Tokenizer, ledger: Ledger, scratch: Path, quiet: bool
 ) -> list[Part]:
     """Every document to score. Text becomes shards first, so that one path serves both."""
-    found = [Shards.open(path, expected=tokenizer.fingerprint) for path in settings.on if _is_shards(path)]
+    given = [Path(path) for path in settings.on if _is_shards(path)]
+    found = [Shards.open(path, expected=fingerprint_at(path, tokenizer)) for path in given]
     if texts := _texts(settings):
         with track("reading", unit="B", quiet=quiet) as progress:
             documents = read(texts, settings.data, ledger)

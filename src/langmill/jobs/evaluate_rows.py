@@ -5,6 +5,8 @@ generate   {"prompt" or "question", perhaps "context", "answer" or "answers": a 
 answer     {"question", "context", "answers"}, for a model that was taught to point at them
 classify   {"text", "label"}          tag  {"tokens", "tags"}, {"text", "spans"}, CoNLL files
 translate  {"translation": {…}}, {"source", "target"}          text  the rest
+sts        {"sentence1", "sentence2", "score"}, {"text_a", "text_b", "score"}
+embed      {"anchor", "positive"}, perhaps "negative", {"text_a", "text_b"}, [a, b, …], as `finetune --task embed`
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,9 +25,9 @@ from langmill.common.settings import EvaluateSettings
 from langmill.data.chats import Unusable, read_rows
 from langmill.data.fields import CONLL, FORMATS, read_files
 from langmill.data.pipeline import Ledger
-from langmill.data.streams import COMPRESSED
+from langmill.data.streams import BROKEN, COMPRESSED, lines, open_bytes
 
-Kind = Literal["text", "choices", "generate", "answer", "classify", "tag", "translate"]
+Kind = Literal["text", "choices", "generate", "answer", "classify", "tag", "translate", "sts", "embed"]
 _SHAPES: tuple[
     tuple[Kind, tuple[str, ...], tuple[str, ...]], ...
 ] = (  # one of the first, and one of the second
@@ -35,9 +38,15 @@ _SHAPES: tuple[
     ("classify", ("text",), ("label",)),
     ("tag", ("tokens",), ("tags",)),
     ("tag", ("text",), ("spans",)),
+    ("embed", ("anchor",), ("positive",)),
+    ("sts", ("sentence1", "text_a"), ("score",)),
+    ("embed", ("text_a",), ("text_b",)),
 )
 _KNOWN = sorted({name for _, first, second in _SHAPES for name in first + second})
 _PLACE = re.compile(r"\{(\w+)\}")
+_FIRST_LINES = 200  # of a file, that say whether it holds words and tags
+_TAG = re.compile(r"O|[BIESLU]-\S+")
+_MORE = re.compile(r"^[^\t]*$|[^\t] +[^\t ]")  # no tab, or a space within a column
 
 
 @dataclass(frozen=True)
@@ -62,20 +71,41 @@ def kind_of(settings: EvaluateSettings) -> Kind:
     first = Path(settings.on[0])
     plain = [suffix for suffix in map(str.lower, first.suffixes[-2:]) if suffix not in COMPRESSED]
     suffix = plain[-1] if plain else ""
-    if first.is_file() and suffix in CONLL and suffix not in (".txt", ".tsv"):
+    if first.is_file() and suffix in CONLL and (suffix not in (".txt", ".tsv") or _tagged(first)):
         return "tag"
     if not first.is_file() or suffix not in FORMATS:
         return "text"
     try:
-        row: Mapping[str, Any] = next(
-            read_files("classify", [first], Ledger(), lambda _, row: row, {name: name for name in _KNOWN})
+        row: Any = next(
+            read_files("embed", [first], Ledger(), lambda _, row: row, {name: name for name in _KNOWN})
         )
     except (DataError, UsageError):
         return "text"  # whose reader says better what is wrong
+    if isinstance(row, list):
+        return "embed" if len(row) > 1 and all(isinstance(text, str) for text in row) else "text"
     for kind, some, others in _SHAPES:
         if any(name in row for name in some) and any(name in row for name in others):
             return kind
     return "text"
+
+
+def _tagged(file: Path) -> bool:
+    """Whether a file begins with words that have tags: "O" or "B-PER" at the end of every line; or any tags behind
+    tabs, with blank lines between sentences."""
+    try:
+        with open_bytes(file) as stream:
+            found = [line for _, line, _ in islice(lines(stream, 1 << 12), _FIRST_LINES)]
+    except BROKEN:
+        return False
+    texts = ["" if line is None else line.decode("utf-8", "replace").strip("\r\n") for line in found]
+    told = [text for text in texts if text.strip() and not text.startswith("-DOCSTART-")]
+    rows = [text.split("\t" if "\t" in text else None) for text in told]
+    if not rows or None in found or min(map(len, rows)) < 2:
+        return False
+    if all(_TAG.fullmatch(row[-1].strip()) for row in rows):
+        return True
+    parted = any(not text.strip() for text in texts[: texts.index(told[-1])])
+    return parted and not any(_MORE.search(text) for text in told)
 
 
 def check(settings: EvaluateSettings, kind: Kind) -> None:

@@ -54,13 +54,14 @@ SENTENCE = 256  # tokens of a sentence's translation, likewise
 @dataclass
 class Outcome:
     """A model on the rows, in their order. results: one object a row; template: what the model saw of a row; unknown:
-    labels of the rows that the model was not taught, and how often they occur."""
+    labels of the rows that the model was not taught, and how often they occur; about: how the model was read."""
 
     figures: Figures
     results: list[dict[str, Any]]
     template: str = ""
     counted: Counter[str] = field(default_factory=Counter)
     unknown: Counter[str] = field(default_factory=Counter)
+    about: dict[str, str] = field(default_factory=dict)
 
 
 def choose(

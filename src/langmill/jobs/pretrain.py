@@ -42,11 +42,13 @@ from langmill.jobs.pretrain_task import (
     Guesses,
     Task,
     check_shape,
+    fingerprint_at,
     guess,
     guessing,
     specials_for,
     start_of,
     task_for,
+    tokenizer_for,
 )
 from langmill.jobs.pretrain_task_report import card as guesser_card
 from langmill.jobs.pretrain_task_report import write_guesses
@@ -166,11 +168,12 @@ def prepare(settings: PretrainSettings, folder: Path, quiet: bool, most_bytes: i
         family = family_of(settings.model.family, settings.train.objective)
         settings = settings.model_copy(update={"model": settings.model.model_copy(update={"family": family})})
     tokenizer = _tokenizer(settings, tokenizer, source, folder, quiet)
+    tokenizer = tokenizer_for(settings.train.objective, tokenizer)
     if model is not None:
         check_match(model.config, tokenizer, settings.from_model)
     made = text.shards_among(settings.path)
     if made:
-        shards = Shards.open(made, expected=tokenizer.fingerprint)
+        shards = Shards.open(made, expected=fingerprint_at(made, tokenizer))
     else:
         shards = text.make_shards(
             source, tokenizer, folder / "shards", settings.data, folder / "errors.jsonl", quiet, settings.path

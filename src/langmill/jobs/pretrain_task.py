@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from langmill.jobs.corpus import Corpus
 from langmill.model.config import Config, LSTMConfig, ModelConfig, Relative
 from langmill.text.tokenizer import Tokenizer
 from langmill.text.training import FIM, MARKS, SENTINEL
-from langmill.text.translate import source_room
+from langmill.text.translate import closed, source_room
 from langmill.train import tasks as objectives
 from langmill.train.objectives import CHUNK, IGNORED, Objective, causal
 from langmill.train.step import tensors
@@ -161,6 +162,22 @@ def check_shape(config: Config, objective: str, where: object) -> None:
 def start_of(tokenizer: Tokenizer) -> int:
     """The id that a fresh decoder behind an encoder begins with: padding."""
     return tokenizer.fill_id
+
+
+def tokenizer_for(objective: str, tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer as the model's folder keeps it: where sources end with eos it puts eos behind every text."""
+    return closed(tokenizer) if objective == "denoise" else tokenizer
+
+
+def fingerprint_at(shards: Path, tokenizer: Tokenizer) -> str:
+    """What shards must say of the tokenizer that made them: this one's fingerprint, or that of the one beside them
+    where the two only differ in the eos that is put behind a text: the ids in shards have none."""
+    if (shards / "tokenizer.json").is_file():
+        beside = Tokenizer.load(shards)
+        same = beside.fingerprint == tokenizer.fingerprint
+        if same or closed(beside).fingerprint == closed(tokenizer).fingerprint:
+            return beside.fingerprint
+    return tokenizer.fingerprint
 
 
 def task_for(train: TrainSettings, corpus: Corpus, config: Config) -> Task | None:

@@ -7,7 +7,9 @@ mean_absolute_error, root_mean_squared_error, pearson and spearman.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -19,9 +21,9 @@ from langmill.common.progress import track
 from langmill.common.settings import FinetuneSettings
 from langmill.data.batches import Ints
 from langmill.data.items import Labelled
-from langmill.data.pipeline import Ledger
+from langmill.data.pipeline import Count, Ledger
 from langmill.data.rows import Text
-from langmill.data.tasks import LabelRow, read_labels
+from langmill.data.tasks import FRACTION, LabelRow, read_labels
 from langmill.evaluate import labels as scores
 from langmill.infer.read import document_scores
 from langmill.jobs.charts import Bar, Series, bar_chart, line_chart
@@ -38,6 +40,7 @@ from langmill.train import tasks as objectives
 from langmill.train.objectives import Objective
 
 MOST_CELLS = 40  # labels of a confusion table that is still shown
+SLIPS = 0.1  # of the labels that may be fractions where the others are classes
 
 
 def prepare(
@@ -52,6 +55,8 @@ def prepare(
             return row, encode_texts(tokenizer, [row.text], limit, counted)
 
         read = list(read_labels(settings.data, ledger, make, regression=t.kind == "regress"))
+    if t.kind is None:
+        _plain([row for row, _ in read], ledger)
     labels = Labels.of((row.label for row, _ in read), t.kind)
     items, owners = [], []
     for number, (row, documents) in enumerate(read):
@@ -91,6 +96,28 @@ def prepare(
         ],
         facts={"labels": list(labels.names)},
     )
+
+
+def _plain(rows: Sequence[LabelRow], ledger: Ledger) -> None:
+    """DataError where so many labels are fractions that they are no slips: numbers may be meant, or classes."""
+    count = ledger.dropped().get(FRACTION, Count()).documents
+    spelt = [row for row in rows if isinstance(row.label, str) and _is_fraction(row.label)]
+    if count + len(spelt) <= SLIPS * (count + len(rows)):
+        return
+    first = ledger.examples[FRACTION][0] if count else f'{spelt[0].where}: it is "{spelt[0].label}"'
+    other = next((row for row in rows if not _is_fraction(str(row.label))), None)
+    others = "" if other is None else f", and others are not ({other.where}: it is {other.label!r})"
+    raise DataError(
+        f"{count + len(spelt)} of {count + len(rows)} labels are fractions ({first}){others}: to learn numbers say "
+        "--kind regress, which sets aside rows without one; for classes write words, such as 2.5 stars"
+    )
+
+
+def _is_fraction(label: str) -> bool:
+    try:
+        return math.isfinite(number := float(label)) and not number.is_integer()
+    except ValueError:
+        return False
 
 
 def _covered(labels: Labels, trained: list[Any]) -> None:

@@ -1,7 +1,7 @@
 """Pairs of like texts for a fine-tuning run: a text learns to be nearest to its own among all others.
 
-Figures: accuracy (anchors whose own positive is the nearest of all held-out positives), mrr (mean of 1 / its rank), and
-at each of `tasks.dims` accuracy_D with vectors cut to D numbers.
+Figures: accuracy (anchors whose own positive is the nearest of all held-out positives that are other texts than the
+anchor), mrr (mean of 1 / its rank), and at each of `tasks.dims` accuracy_D with vectors cut to D numbers.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from langmill.data.items import Contrasted
 from langmill.data.pipeline import Ledger
 from langmill.data.rows import Text
 from langmill.data.tasks import GroupRow, read_groups
+from langmill.evaluate.nearest import search
 from langmill.infer.read import embeddings
 from langmill.jobs.results import path_shown
 from langmill.jobs.work import Scored, Work, limit_of
@@ -83,14 +84,17 @@ def _score(
 ) -> Scored:
     flat = [document for pair in pairs for document in pair]
     x_N2D = np.stack(list(embeddings(model, flat, pool, normalise=False))).reshape(len(pairs), 2, -1)
-    figures = _ranked(x_N2D)
-    figures |= {f"accuracy_{dim}": _ranked(x_N2D[..., :dim])["accuracy"] for dim in dims}
-    return Scored(figures)
+    place: dict[tuple[int, ...], int] = {}  # of each positive among those that differ
+    right = [place.setdefault(tuple(positive.ids), len(place)) for _, positive in pairs]
+    selves = [place.get(tuple(anchor.ids)) for anchor, _ in pairs]
+    without = [None if at == own else at for at, own in zip(selves, right, strict=True)]
+    first = np.unique(right, return_index=True)[1]
 
+    def ranked(dim: int | None) -> dict[str, float]:
+        cut_N2D = x_N2D[..., :dim]
+        unit_N2D = cut_N2D / np.maximum(np.linalg.norm(cut_N2D, axis=-1, keepdims=True), 1e-12)
+        found = search(unit_N2D[:, 0], unit_N2D[first, 1], [[own] for own in right], without)
+        ranks = np.array([one.ranks[0] for one in found])
+        return {"accuracy": float((ranks == 1).mean()), "mrr": float((1 / ranks).mean())}
 
-def _ranked(x_N2D: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> dict[str, float]:
-    lengths = np.linalg.norm(x_N2D, axis=-1, keepdims=True)
-    anchors, others = np.moveaxis(x_N2D / np.maximum(lengths, 1e-12), 1, 0)
-    scores = anchors @ others.T
-    ranks = 1 + (scores > np.diag(scores)[:, None]).sum(1)
-    return {"accuracy": float((ranks == 1).mean()), "mrr": float((1 / ranks).mean())}
+    return Scored(ranked(None) | {f"accuracy_{dim}": ranked(dim)["accuracy"] for dim in dims})

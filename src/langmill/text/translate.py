@@ -90,7 +90,7 @@ def source_room(tokenizer: Tokenizer, length: int) -> tuple[list[int], int]:
 def closed(tokenizer: Tokenizer) -> Tokenizer:
     """The same with eos behind every text in its own frame, so that other tools give the encoder what it learnt on."""
     end, _ = source_room(tokenizer, 0)
-    if not end:
+    if not end and tokenizer.frame.stated:
         return tokenizer
     before, after = tokenizer.frame.single.ids[0], tokenizer.frame.single.ids[-1]
     named = [[(str(tokenizer.token(id)), id) for id in ids] for ids in (before, [*after, *end])]
