@@ -16,7 +16,7 @@ from langmill.common.errors import ModelError
 from langmill.common.settings import LoRASettings
 from langmill.families import modules
 from langmill.families.folder import load
-from langmill.families.peft import adapters, load_adapter, merge, write_adapter
+from langmill.families.peft import adapters, load_adapter, low_ranks, merge, write_adapter
 from langmill.model.layers import Int4Linear
 
 TINY = {name: shape for module in modules().values() for name, shape in getattr(module, "TINY", {}).items()}
@@ -72,7 +72,14 @@ def test_logits_equal_pefts_in_both_directions(
     model, _ = load(bases[kind])
     load_adapter(model, tmp_path / "theirs")
     torch.testing.assert_close(model(TOKENS), expected, rtol=1e-5, atol=1e-5)
-    assert (model(TOKENS) - load(bases[kind])[0](TOKENS)).abs().max() > 0.01
+    base = load(bases[kind])[0]
+    assert (model(TOKENS) - base(TOKENS)).abs().max() > 0.01
+    kept, layers = low_ranks(base, tmp_path / "theirs"), dict(adapters(model))
+    assert kept.keys() == layers.keys() and not any(adapters(base))
+    for name, one in kept.items():
+        whole_OI = layers[name].base.weight + one.b_OR @ one.a_RI
+        whole_OI = whole_OI if one.lengths_O is None else one.lengths_O[:, None] * whole_OI
+        torch.testing.assert_close(whole_OI, layers[name].weight)
 
     (tmp_path / "ours").mkdir()
     write_adapter(model, tmp_path / "ours", str(bases[kind]))

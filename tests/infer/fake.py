@@ -1,4 +1,5 @@
-"""An engine without a model: the next token is a pure function of all tokens in a slot, so any mixing-up shows."""
+"""An engine without a model: the next token is a pure function of all tokens in a slot and of the adapter that read
+them, so any mixing-up shows."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from langmill.infer.adapters import Adapter
 from langmill.infer.engine import Engine
 from langmill.infer.request import Event, Request
 from langmill.infer.runner import Floats, Ids
@@ -22,31 +24,43 @@ ZERO = {"requests": 0, "queued": 0, "queued_tokens": 0, "slots": 0, "owners": 0,
 
 
 class Fake:
-    """A `SourceRunner` that holds its caller to the contract. passes: the tokens of each."""
+    """A `SourceRunner` and `AdaptedRunner` that holds its caller to the contract. passes: the tokens of each."""
 
     def __init__(self, slots: int = 3, length: int = LENGTH, source: int = 0):
         self.slots, self.length, self.vocab, self.source = slots, length, VOCAB, source
         self.held: list[list[int]] = [[] for _ in range(slots)]
         self.sources: list[list[int]] = [[] for _ in range(slots)]
+        self.readers: list[list[int]] = [[] for _ in range(slots)]  # the adapter that read each token held
         self.passes: list[int] = []
+        self.adapters = 0
 
-    def run(self, tokens_N: Ids, slots_N: Ids, places_N: Ids, wanted_W: Ids) -> Tensor:
+    def adapt(self, changes: Any) -> int:
+        self.adapters += 1
+        return self.adapters
+
+    def run(
+        self, tokens_N: Ids, slots_N: Ids, places_N: Ids, wanted_W: Ids, adapters_N: Ids | None = None
+    ) -> Tensor:
+        adapters_N = np.zeros_like(tokens_N) if adapters_N is None else adapters_N
+        assert len(adapters_N) == len(tokens_N) and 0 <= adapters_N.min() <= adapters_N.max() <= self.adapters
         assert {a.dtype for a in (tokens_N, slots_N, places_N, wanted_W)} == {np.dtype(np.int64)}
         assert len(tokens_N) == len(slots_N) == len(places_N) > 0 and sorted(set(wanted_W)) == list(wanted_W)
         begins = np.flatnonzero(np.diff(slots_N, prepend=-1))
         assert len(set(slots_N[begins])) == len(begins)  # tokens of one slot stand together
         self.passes.append(len(tokens_N))
         seen = []
-        for token, slot, place in zip(tokens_N.tolist(), slots_N.tolist(), places_N.tolist(), strict=True):
+        for token, slot, place, adapter in np.stack((tokens_N, slots_N, places_N, adapters_N), 1).tolist():
             assert place <= len(self.held[slot]) and place < self.length
-            self.held[slot][place:] = [token]
-            seen.append((*self.sources[slot], -1, *self.held[slot]))
+            self.held[slot][place:], self.readers[slot][place:] = [token], [adapter]
+            assert set(self.readers[slot]) == {adapter}
+            seen.append((*self.sources[slot], -1 - adapter, *self.held[slot]))
         assert set(np.flatnonzero(np.diff(places_N) != 1) + 1) <= set(begins)
         return torch.stack([scores(seen[w]) for w in wanted_W]) if len(wanted_W) else torch.zeros(0, VOCAB)
 
     def copy(self, source: int, target: int, length: int) -> None:
         assert source != target and length <= len(self.held[source])
         self.held[target] = self.held[source][:length]
+        self.readers[target] = self.readers[source][:length]
 
     def encode(self, slot: int, ids: Ids) -> None:
         if RAISES in ids:
@@ -77,7 +91,7 @@ def scores(seen: Sequence[int]) -> Tensor:
 
 def alone(request: Request, length: int = LENGTH) -> tuple[list[int], str]:
     """What a request writes without any engine, and how it ends; constraints and stop texts left out."""
-    ids, written = [*(request.source or ()), -1, *request.prompt], []
+    ids, written = [*(request.source or ()), -1 - request.adapter, *request.prompt], []
     numbers = streams(request.sampling.seed, [request.prompt] * (request.choice + 1))[-1:]
     while True:
         seen = torch.zeros(1, VOCAB, dtype=torch.bool)
@@ -122,8 +136,11 @@ def gather(joined: dict[int, Event], events: Sequence[Event]) -> None:
 
 
 def made(slots: int = 3, **given: Any) -> tuple[Engine, Fake]:
-    runner = Fake(slots, source=given.pop("source", 0))
-    return Engine(runner, **{"pass_tokens": 8, "worth": 1, **given}), runner
+    runner, adapters = Fake(slots, source=given.pop("source", 0)), given.pop("adapters", 0)
+    engine = Engine(runner, **{"pass_tokens": 8, "worth": 1, **given})
+    for number in range(1, 1 + adapters):
+        assert engine.adapt(Adapter({}, engine.tokenizer)) == number  # type: ignore[arg-type]
+    return engine, runner
 
 
 class TrueGuesses:
@@ -166,7 +183,7 @@ def check(asked: dict[int, Request], found: dict[int, Event], cancelled: set[int
             assert (event.ids, event.finish) == alone(one)
         if event.ids:
             behind = range(1, len(one.prompt) * one.scored)
-            logs = [scores([-1, *one.prompt[:n]]).log_softmax(-1) for n in behind]
+            logs = [scores([-1 - one.adapter, *one.prompt[:n]]).log_softmax(-1) for n in behind]
             assert [(likely.log, len(likely.top)) for likely in event.prompt] == [
                 (float(own[one.prompt[n]]), one.logprobs) for n, own in zip(behind, logs, strict=True)
             ]

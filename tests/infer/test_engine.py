@@ -48,10 +48,11 @@ PROMPT = st.builds(
     st.lists(st.integers(0, 9) | st.sampled_from([0, 1, 2, RAISES, BROKEN]), min_size=1, max_size=8),
 )
 REQUEST = st.builds(
-    lambda prompt, way, new, priority, choice, scored: request(
-        prompt, max_new_tokens=new, priority=priority, choice=choice, scored=scored, logprobs=2, **way
+    lambda prompt, way, new, priority, choice, scored, adapter: request(
+        prompt, max_new_tokens=new, priority=priority, choice=choice, scored=scored, logprobs=2, adapter=adapter, **way
     ),
     PROMPT, st.sampled_from(WAYS), st.integers(1, 30), st.integers(0, 2), st.integers(0, 1), st.booleans(),
+    st.integers(0, 2),
 )  # fmt: skip
 
 
@@ -63,9 +64,9 @@ REQUEST = st.builds(
 def test_all_write_what_they_write_alone(
     script: list[Any], slots: int, room: int, worth: int, guessing: int | None
 ) -> None:
-    """Requests arrive and are cancelled between steps, in any order, lengths and priorities."""
+    """Requests arrive and are cancelled between steps, in any order, lengths, priorities and adapters."""
     propose = None if guessing is None else TrueGuesses(random.Random(guessing))
-    engine, runner = made(slots, pass_tokens=slots + room, worth=worth, propose=propose)
+    engine, runner = made(slots, pass_tokens=slots + room, worth=worth, propose=propose, adapters=2)
     asked: dict[int, Request] = {}
     found: dict[int, Event] = {}
     cancelled = set()
@@ -202,6 +203,8 @@ def test_what_cannot_be_done_is_refused_at_once() -> None:
         engine.submit(request([1], stop=("x",)))
     with pytest.raises(UsageError, match="logprobs is 51"):
         engine.submit(request([1], logprobs=VOCAB + 1))
+    with pytest.raises(UsageError, match="adapter is 1, and this engine has 0"):
+        engine.submit(request([1], adapter=1))
     with pytest.raises(SettingsError, match="pass_tokens is 3"):
         made(3, pass_tokens=3)
     engine.submit(request([1] * 15))

@@ -84,16 +84,23 @@ def test_what_depends_on_more_than_ids_is_not_shared() -> None:
     assert slots.take(ids(1, 2, 3, 4), 1) == Taken(0, 0, None)
 
 
-@given(
-    st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=8), min_size=1, max_size=20), st.integers(1, 4)
-)
-def test_what_is_kept_is_what_the_prompt_begins_with(prompts: list[list[int]], count: int) -> None:
-    slots, held = Slots(count, LENGTH), [[] for _ in range(count)]  # type: ignore[var-annotated]
-    for prompt in prompts:
-        longest = max(sum(1 for _ in iter_common(tokens, prompt[:-1])) for tokens in held)
-        slot, kept, source = slots.take(ids(*prompt), 1)
-        assert held[slot if source is None else source][:kept] == prompt[:kept] and kept == longest
-        held[slot] = prompt
+PROMPT = st.tuples(st.lists(st.integers(0, 2), min_size=1, max_size=8), st.integers(0, 1))
+
+
+@given(st.lists(PROMPT, min_size=1, max_size=20), st.integers(1, 4))
+def test_what_is_kept_is_what_the_prompt_begins_with(
+    prompts: list[tuple[list[int], int]], count: int
+) -> None:
+    """Of what the same adapter has read."""
+    slots, held = Slots(count, LENGTH), [([], 0) for _ in range(count)]  # type: ignore[var-annotated]
+    for prompt, adapter in prompts:
+        longest = max(
+            sum(1 for _ in iter_common(tokens, prompt[:-1])) * (reader == adapter) for tokens, reader in held
+        )
+        slot, kept, source = slots.take(ids(*prompt), 1, adapter=adapter)
+        tokens, reader = held[slot if source is None else source]
+        assert tokens[:kept] == prompt[:kept] and kept == longest and (reader == adapter or not kept)
+        held[slot] = prompt, adapter
         slots.held_S[slot] = len(prompt)
         slots.release(slot, keep=True)
 

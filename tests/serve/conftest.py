@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +27,7 @@ from langmill.serve.app import create_app
 from langmill.serve.connections import config_of
 from langmill.serve.logs import LOG
 from langmill.serve.state import State, open_state
+from langmill.serve.tls import scheme_of
 from langmill.text.tokenizer import Specials, Tokenizer
 
 TEMPLATE = (
@@ -77,6 +80,20 @@ def settings_of(*models: str, **more: Any) -> ServeSettings:
     )
 
 
+def certificate(folder: Path, name: str = "mill", password: str = "") -> tuple[Path, Path]:
+    """Write a certificate for this machine, signed by itself, and its key, by the program openssl."""
+    if shutil.which("openssl") is None:
+        pytest.skip("there is no program openssl")
+    cert, key = folder / f"{name}.crt", folder / f"{name}.key"
+    command = [
+        "openssl", "req", "-x509", "-newkey", "rsa:2048", "-days", "2", "-subj", "/CN=localhost", "-addext",
+        "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", str(key), "-out", str(cert),
+        *(["-passout", f"pass:{password}"] if password else ["-nodes"]),
+    ]  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True)
+    return cert, key
+
+
 class Running:
     """A server of a state, in a thread, until `stop`."""
 
@@ -89,7 +106,7 @@ class Running:
         self.thread.start()
         until(lambda: self.server.started)
         port = self.server.servers[0].sockets[0].getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
+        self.url = f"{scheme_of(state.settings)}://127.0.0.1:{port}"
 
     def busy(self) -> int:
         """Requests in any engine."""

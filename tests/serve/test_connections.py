@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import random
 import socket
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -13,7 +15,7 @@ import pytest
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.server import ServerState
 
-from langmill.serve.connections import Connection
+from langmill.serve.connections import PIECE, Connection, Pieces
 
 SLOW = 0.3  # seconds for a head, a body, and without anything read
 
@@ -105,3 +107,22 @@ def test_a_client_that_reads_slowly_is_waited_for(running: Any) -> None:
     for ring in rings:  # each sets the next one
         ring()
     assert len(rings) == 3 and said == ["slow_reader", "abort"]
+
+
+@pytest.mark.parametrize("size", [0, 1, PIECE, PIECE + 1, 3 * PIECE + 5])
+@pytest.mark.parametrize("more", [False, True])
+def test_a_long_body_goes_out_in_pieces(size: int, more: bool) -> None:
+    body, sent = random.Random(0).randbytes(size), list[dict[str, Any]]()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200})
+        await send({"type": "http.response.body", "body": body, "more_body": more})
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(Pieces(app, None)({}, None, send))  # type: ignore[arg-type]
+    head, *parts = sent
+    assert head["status"] == 200 and b"".join(part["body"] for part in parts) == body
+    assert all(len(part["body"]) <= PIECE and part["more_body"] for part in parts[:-1])
+    assert parts[-1]["more_body"] == more and len(parts) == max(1, -(-size // PIECE))

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import httpx
 import pytest
 
 from langmill.serve.app import create_app
+from langmill.serve.conversations import SEARCHES
 from langmill.serve.history import History, Message
 from langmill.serve.keys import add_key
 from langmill.serve.markdown import render
@@ -266,3 +270,30 @@ def test_html_is_made_on_the_server(state: State, http: Client) -> None:
     state.history.add("", id, Message("assistant", "<b>*a*</b>", asked.number, "tiny", finish="stop"))
     user, answer = http.messages(id)
     assert "html" not in user and answer["html"] == "<p>&lt;b&gt;<em>a</em>&lt;/b&gt;</p>\n"
+
+
+def test_searches_wait_for_each_other_and_others_do_not(
+    http: Client, state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    history, id, go_on = state.history, http.new(title="kept"), threading.Event()
+    assert history is not None
+    listed, looking = history.all, list[str]()
+
+    def slow(owner: str, search: str = "", *more: int) -> Any:
+        if search:
+            looking.append(search)
+            assert go_on.wait(60)
+        return listed(owner, search, *more)
+
+    monkeypatch.setattr(history, "all", slow)
+    ask = partial(httpx.get, f"{http.base_url}/api/conversations", params={"search": "kept"}, timeout=60)
+    with ThreadPoolExecutor(SEARCHES + 3) as others:
+        asked = [others.submit(ask) for _ in range(SEARCHES + 3)]  # one has its turn
+        ended = as_completed(asked, 60)
+        for answer in (next(ended).result() for _ in range(2)):
+            assert answer.status_code == 429 and answer.headers["retry-after"] == "1"
+            assert "cannot wait beside the 16 that do" in answer.json()["error"]["message"]
+        assert looking == ["kept"] and http.messages(id) == []
+        assert id in [one["id"] for one in http.get("/api/conversations").json()["data"]]
+        go_on.set()
+        assert all([one["id"] for one in left.result().json()["data"]] == [id] for left in ended)

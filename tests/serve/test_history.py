@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -159,10 +160,10 @@ def test_deleted_means_gone_from_the_disk(tmp_path: Path) -> None:
     history.add("", id, Message("assistant", "swordfish indeed", asked.number), [["swordfish", -0.1, []]])
     history.add("", other, Message("user", "stays"))
     written = b"".join(part.read_bytes() for part in tmp_path.iterdir())
-    assert b"swordfish" in written
+    assert b"swordfish" in written and len(history.all("", "swordfish")[0]) == 1
     history.delete("", id)
     left = b"".join(part.read_bytes() for part in tmp_path.iterdir())
-    assert b"swordfish" not in left and b"stays" in left
+    assert b"swordfish" not in left and b"stays" in left and not history.all("", "swordfish")[0]
     with pytest.raises(Refused):
         history.likely("", id, asked.number)
     assert [one.content for one in history.messages("", other)] == ["stays"]
@@ -224,6 +225,27 @@ def test_threads_and_processes_take_turns(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert len(second.messages("", id)) == 30
+
+
+def test_a_search_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looking, go_on, held = threading.Event(), threading.Event(), module._holds
+
+    def slow(text: str, search: str) -> bool:
+        looking.set()
+        return go_on.wait(60) and held(text, search)
+
+    monkeypatch.setattr(module, "_holds", slow)
+    history = History(tmp_path / "h")
+    id = history.make("").id
+    history.add("", id, Message("user", "a needle"))
+    with ThreadPoolExecutor() as others:
+        found = others.submit(history.all, "", "needle")
+        assert looking.wait(60)
+        history.add("", id, Message("user", "more"))
+        assert [one.content for one in history.messages("", id)] == ["a needle", "more"] and not found.done()
+        go_on.set()
+        assert [one.id for one in found.result()[0]] == [id]
+    history.close()
 
 
 def test_where_they_are_kept(tmp_path: Path) -> None:

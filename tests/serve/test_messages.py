@@ -123,7 +123,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (said({"type": "text", "text": "a", "colour": 1}), "messages.1.content.0 has no field 'colour'"),
     ({"messages": [USER, NO_CALL]}, "messages.1.content.0 is the result of .*, and no tool_use before it"),
     (said({"type": "tool_use", "id": "t"}, role="assistant"), "messages.1.content.0.name is missing"),
-    (said({"type": "text", "text": "Sure,"}, role="assistant"), "the last message is the assistant's"),
+    (
+        said({"type": "tool_use", "id": "t", "name": "weather", "input": {}}, role="assistant"),
+        "the last message holds calls of functions",
+    ),
     ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, "tools.0 is of type bash_20250124"),
     ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking is not supported"),
 ]

@@ -85,10 +85,29 @@ def test_an_adapter_is_served_beside_its_model(
     how: dict[str, Any] = {"prompt": "The quick", "temperature": 0, "max_tokens": 12}
     with openai.OpenAI(base_url=f"{url}/v1", api_key="none") as client:
         base, changed = (client.completions.create(model=name, **how) for name in ("tiny", "changed"))
+        listed = [(one.id, (one.model_extra or {})["parent"]) for one in client.models.list()]
     model, tokenizer = langmill.load(put)
     wanted = "".join(langmill.generate(model, tokenizer, "The quick", max_new_tokens=12))
     assert changed.choices[0].text == wanted != base.choices[0].text
     assert changed.system_fingerprint != base.system_fingerprint
+    assert listed == [("tiny", None), ("changed", "tiny")]
+
+
+def test_an_adapter_that_cannot_stand_beside_its_model_is_merged_and_told(
+    folder: str, tmp_path: Path, serving: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    put = adapter(folder, tmp_path / "put")
+    answers = []
+    for zero_shot in (False, True):
+        with caplog.at_level("INFO", "langmill.serve"):
+            running = serving(folder, adapter=[f"changed={put}"], zero_shot=zero_shot)
+        changed = running.state.models.named("changed")
+        assert (changed.parent is None) == (changed.service is not None) == zero_shot
+        body = {"model": "changed", "prompt": "The quick", "temperature": 0, "max_tokens": 12}
+        answers.append(httpx.post(f"{running.url}/v1/completions", json=body).json()["choices"])
+    told = [record.getMessage() for record in caplog.records if record.getMessage().startswith("changed")]
+    assert answers[0] == answers[1] and len(told) == 2
+    assert "MB beside tiny" in told[0] and "takes the memory of a model of its own" in told[1]
 
 
 @pytest.mark.parametrize("bits", [None, 8])

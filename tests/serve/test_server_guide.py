@@ -17,7 +17,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tests.serve.conftest import save, save_encoder
+from tests.serve.conftest import certificate, save, save_encoder
 from tests.serve.test_models import adapter
 
 from langmill import cli
@@ -43,6 +43,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         save(tmp_path / name)
     save_encoder(tmp_path / "ENCODER")
     adapter(str(tmp_path / "MODEL"), tmp_path / "ADAPTER")
+    certificate(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "mill.crt"))
     monkeypatch.chdir(tmp_path)
     for log in (logging.getLogger("langmill.serve"), logging.getLogger("uvicorn.error")):
         for name in ("handlers", "propagate", "level"):
@@ -54,7 +56,8 @@ def served(words: list[str], visit: Callable[[str], None]) -> int:
     """Run a command that serves, visit its address once it answers, and stop it by a signal; its exit code."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    url, ended, failures = f"http://127.0.0.1:{port}", threading.Event(), list[BaseException]()
+    scheme = "https" if "--tls-cert" in words else "http"
+    url, ended, failures = f"{scheme}://127.0.0.1:{port}", threading.Event(), list[BaseException]()
 
     def guest() -> None:
         while not ended.wait(0.05):

@@ -63,6 +63,13 @@ class ServeSettings(Settings):
     new_key: str | None = Field(
         None, description="make a key of this name, add it to --api-keys, print it once, and stop"
     )
+    tls_cert: Path | None = Field(
+        None,
+        description="file of a certificate and those above it, in PEM: the server then speaks https alone",
+    )
+    tls_key: Path | None = Field(
+        None, description="file of its private key; none: it is in --tls-cert's file"
+    )
     allow_host: list[str] = Field(
         default_factory=list,
         description="names of this server in requests, beside this machine's own (repeatable)",

@@ -145,7 +145,38 @@ def load_adapter(model: Model, folder: str | Path) -> None:
     Raises ModelError naming the file and the tensor where the adapter is of another kind, was made for another model,
     or is damaged; the model is as it was then.
     """
+    made = _layers(model, folder)
+    replace(model, lambda name, layer: name in made, lambda name, layer: made[name])
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """What an adapter makes of a layer W x + c, in float32: d (W x + B A x) + c. b_OR holds the adapter's scale;
+    lengths_O is d, None where all are 1. O outputs, I inputs, R rank."""
+
+    a_RI: Tensor
+    b_OR: Tensor
+    lengths_O: Tensor | None
+
+
+@torch.no_grad()
+def low_ranks(model: Model, folder: str | Path) -> dict[str, LowRank]:
+    """The adapter of `folder` by the names of the model's layers, which stay as they are. Raises as `load_adapter`."""
+    found = {}
+    for name, layer in _layers(model, folder).items():
+        b_OR, lengths_O = layer.scale * layer.b.float(), None
+        if layer.m is not None:
+            whole_OI = layer.base.weight.float().addmm(b_OR, layer.a.float())
+            lengths_O = layer.m.float() / whole_OI.norm(dim=1)
+        found[name] = LowRank(layer.a.detach().float(), b_OR, lengths_O)
+    return found
+
+
+def _layers(model: Model, folder: str | Path) -> dict[str, LoRA]:
+    """The LoRA layers of an adapter by the names of those that they stand on, which are not replaced yet."""
     path = Path(folder)
+    if next(adapters(model), None):
+        raise ModelError(f"{path}: this model has an adapter already: merge it first")
     config = _config(path)
     try:
         with safe_open(path / WEIGHTS, framework="pt") as file:
@@ -165,7 +196,7 @@ def load_adapter(model: Model, folder: str | Path) -> None:
         )
     if not made:
         raise ModelError(f"{path / WEIGHTS} holds no adapter")
-    replace(model, lambda name, layer: name in made, lambda name, layer: made[name])
+    return made
 
 
 def _config(path: Path) -> dict[str, Any]:
@@ -230,8 +261,6 @@ def _adapted(
 def _layer(
     layer: Any, a: Tensor, b: Tensor, m: Tensor | None, alpha: float, config: Mapping[str, Any]
 ) -> LoRA:
-    if isinstance(layer, LoRA):
-        raise ModelError("this model has an adapter already: merge it first")
     made = LoRA(
         layer,
         len(a),

@@ -15,7 +15,8 @@ from typing import TypeVar
 import numpy as np
 from torch import Tensor
 
-from langmill.common.errors import SettingsError
+from langmill.common.errors import ModelError, SettingsError, UsageError
+from langmill.infer.adapters import AdaptedRunner, Adapter
 from langmill.infer.admission import admitted
 from langmill.infer.pick import Pick, pick, tell
 from langmill.infer.request import Event, Finish, Live, Request
@@ -57,14 +58,25 @@ class Engine:
         self.slots = Slots(slots, 0 if runner is None else runner.length)
         self.scheduler = Scheduler(self.slots, self._copy, pass_tokens, queue_tokens, worth, propose)
         self.counts = self.scheduler.counts
+        self._tokenizers = [tokenizer]  # the model's and each adapter's
         self._lives: dict[int, Live] = {}
         self._events: list[Event] = []  # of what happened between steps
         self._numbers = count(1)
 
+    def adapt(self, adapter: Adapter) -> int:
+        """Keep an adapter beside the model, for requests that name it; its number, from 1 on. ModelError where the
+        runner keeps none."""
+        if not isinstance(self.runner, AdaptedRunner):
+            raise ModelError("what runs this model keeps no adapter beside it: merge it into the model")
+        number = self.runner.adapt(adapter.changes)
+        self._tokenizers.append(adapter.tokenizer)
+        return number
+
     def submit(self, request: Request) -> int:
         """Take a request; its number. ModelError where the model cannot do it, such as a prompt longer than the window;
-        UsageError where its parts do not fit together; QueueFull."""
-        live = admitted(next(self._numbers), request, self.runner, self.embedder, self.tokenizer)
+        UsageError where its parts do not fit together, or it names an adapter that is not there; QueueFull."""
+        tokenizer = self._tokenizer_of(request)
+        live = admitted(next(self._numbers), request, self.runner, self.embedder, tokenizer)
         self.scheduler.add(live)
         self._lives[live.number] = live
         return live.number
@@ -113,6 +125,13 @@ class Engine:
             self._write(read, logits_WV)
         return self._told()
 
+    def _tokenizer_of(self, request: Request) -> Tokenizer | None:
+        if not 0 <= request.adapter < len(self._tokenizers):
+            raise UsageError(f"adapter is {request.adapter}, and this engine has {len(self._tokenizers) - 1}")
+        if request.adapter and request.kind == "embed":
+            raise UsageError("an adapter beside the model makes no vectors: merge it into the model for them")
+        return self._tokenizers[request.adapter]
+
     def _told(self) -> list[Event]:
         events, self._events = self._events, []
         return events
@@ -143,8 +162,13 @@ class Engine:
         wanted_W = np.flatnonzero(back_N <= wants_R.repeat(sizes_R))
         self.counts["passes"] += 1
         self.counts["read"] += len(slots_N)
+        tokens_N, adapters_N = self.slots.tokens_SL[slots_N, places_N], self.slots.adapters_S[slots_N]
         began = time.perf_counter()
-        logits_WV = self.runner.run(self.slots.tokens_SL[slots_N, places_N], slots_N, places_N, wanted_W)
+        if adapters_N.any():
+            assert isinstance(self.runner, AdaptedRunner)
+            logits_WV = self.runner.run(tokens_N, slots_N, places_N, wanted_W, adapters_N)
+        else:
+            logits_WV = self.runner.run(tokens_N, slots_N, places_N, wanted_W)
         if self.scheduler.propose is not None:
             self.scheduler.propose.took(len(slots_N), time.perf_counter() - began)
         return logits_WV

@@ -6,7 +6,9 @@
 //   8 bits:  [panel][16 steps] then [panel][group of 32 inputs][8 vectors of 16 outputs x 4 inputs], code + 128
 //   4 bits:  [panel][group][4 vectors, quads 2v in the low and 2v+1 in the high nibbles] then the group's steps, lows
 // Quantised products take inputs rounded to 8 bits in groups of 32; inside a group all is integer arithmetic.
+// Adapters of low rank stand beside the weights in float32, and each row may have another one.
 // A row's result never depends on the other rows: each output is summed in one order, whatever the tile.
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cmath>
@@ -31,8 +33,21 @@ typedef uint8_t Uu __attribute__((vector_size(64), aligned(1)));
 
 static inline F load(const float* p) { return *(const Fu*)p; }
 static inline void store(float* p, F v) { *(Fu*)p = v; }
-static inline F all(float v) { return F{} + v; }
+static inline F all(float v) { return v - F{}; }  // v + 0 would be an addition: it is not v where v is -0
 static inline F larger(F a, F b) { return a > b ? a : b; }
+// a * b + sum, rounded once where the processor can. Left to a compiler that would depend on the loop around it, and a
+// row's bits on the rows beside it; so it is told to leave all other products alone (-ffp-contract=off).
+static inline F plus(F sum, F a, F b) {
+#if defined(WIDE)
+    return (F)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)sum);
+#elif defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+    for (int i = 0; i < LANES; i++) sum[i] = __builtin_fmaf(a[i], b[i], sum[i]);
+    return sum;
+#else
+    return sum + a * b;
+#endif
+}
+static inline F plus(F sum, F a, float b) { return plus(sum, a, all(b)); }
 static inline int padded(int n) { return (n + GROUP - 1) / GROUP * GROUP; }
 static inline float total(F v) {  // halves added to halves, as the processor's own words do
 #if defined(WIDE)
@@ -92,17 +107,15 @@ static inline F exponential(F x) {  // relative error below 2e-7
     x = larger(x, all(-87.0f));
     x = x > 88.0f ? all(88.0f) : x;
     const F shift = all(12582912.0f);
-    F n = x * 1.44269504f + shift;
-    n = n - shift;
-    F r = x - n * 0.693359375f;
-    r = r + n * 2.12194440e-4f;
+    F n = plus(shift, x, 1.44269504f) - shift;
+    F r = plus(plus(x, n, -0.693359375f), n, 2.12194440e-4f);
     F p = all(1.9875691500e-4f);
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
+    p = plus(all(1.3981999507e-3f), p, r);
+    p = plus(all(8.3334519073e-3f), p, r);
+    p = plus(all(4.1665795894e-2f), p, r);
+    p = plus(all(1.6666665459e-1f), p, r);
+    p = plus(all(5.0000001201e-1f), p, r);
+    p = plus(r, p * r, r) + 1.0f;
     I bits = (__builtin_convertvector(n, I) + 127) << 23;
     return p * (F)bits;
 }
@@ -118,10 +131,10 @@ static inline F activate(int kind, F x) {
     // 1 - erf(u) for u >= 0, error below 2e-7: Abramowitz & Stegun 1964, 7.1.26
     F u = larger(x, -x) * 0.70710678f, t = 1.0f / (1.0f + 0.3275911f * u);
     F p = all(1.061405429f);
-    p = p * t - 1.453152027f;
-    p = p * t + 1.421413741f;
-    p = p * t - 0.284496736f;
-    p = p * t + 0.254829592f;
+    p = plus(all(-1.453152027f), p, t);
+    p = plus(all(1.421413741f), p, t);
+    p = plus(all(-0.284496736f), p, t);
+    p = plus(all(0.254829592f), p, t);
     F rest = 0.5f * p * t * exponential(-u * u);
     return x * (x > 0.0f ? 1.0f - rest : rest);
 }
@@ -191,21 +204,24 @@ static inline F steps_of(const uint8_t* panel, int groups, int g) {
     return halves((const uint16_t*)(panel + size_t(groups) * 256) + g * LANES);
 }
 
+// out[r] = the 16 sums of row r, R rows `stride` numbers apart.
+template <int R>
+static inline void floats(const float* w, int inputs, const float* in, size_t stride, F* out) {
+    F acc[R];
+    for (int r = 0; r < R; r++) acc[r] = F{};
+    for (int k = 0; k < inputs; k++) {
+        F weights = load(w + size_t(k) * LANES);
+        for (int r = 0; r < R; r++) acc[r] = plus(acc[r], weights, in[size_t(r) * stride + k]);
+    }
+    for (int r = 0; r < R; r++) out[r] = acc[r];
+}
+
 // out[r] = row r's 16 sums of one panel.
 template <int KIND, int R>
 static void tile(const Linear& l, const uint8_t* panel, const Rows& x, int first, F* out) {
+    if constexpr (KIND == FLOAT) return floats<R>((const float*)panel, l.in, x.row(first), x.width, out);
     F acc[R];
     for (int r = 0; r < R; r++) acc[r] = F{};
-    if constexpr (KIND == FLOAT) {
-        const float* w = (const float*)panel;
-        const float* in = x.row(first);
-        for (int k = 0; k < l.in; k++) {
-            F weights = load(w + size_t(k) * LANES);
-            for (int r = 0; r < R; r++) acc[r] += weights * in[size_t(r) * x.width + k];
-        }
-        for (int r = 0; r < R; r++) out[r] = acc[r];
-        return;
-    }
     const int groups = l.groups();
     const uint8_t* codes = panel + (KIND == INT8 ? 64 : 0);
     for (int g = 0; g < groups; g++) {
@@ -235,10 +251,10 @@ static void tile(const Linear& l, const uint8_t* panel, const Rows& x, int first
             for (int j = 0; j < 8; j++) sum = dot4(sum, w[j], in + 4 * j);
             F value = __builtin_convertvector(sum, F);
             if constexpr (KIND == INT8) {
-                acc[r] += value * x.steps[at];
+                acc[r] = plus(acc[r], value, x.steps[at]);
             } else {
-                acc[r] += value * (step * x.steps[at]);
-                if constexpr (KIND == INT4_LOWS) acc[r] += low * (x.steps[at] * x.sums[at]);
+                acc[r] = plus(acc[r], value, step * x.steps[at]);
+                if constexpr (KIND == INT4_LOWS) acc[r] = plus(acc[r], low, x.steps[at] * x.sums[at]);
             }
         }
     }
@@ -249,17 +265,23 @@ static void tile(const Linear& l, const uint8_t* panel, const Rows& x, int first
     for (int r = 0; r < R; r++) out[r] = acc[r];
 }
 
+// `some` of rows 0 to `rows`, as many at once as there are kernels for.
+template <class Some>
+static inline void each(int rows, Some some) {
+    for (int first = 0, taken; first < rows; first += taken) {
+        const int left = rows - first;
+        taken = left >= 16 ? 16 : left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+        if (taken == 16) some.template operator()<16>(first);
+        else if (taken == 8) some.template operator()<8>(first);
+        else if (taken == 4) some.template operator()<4>(first);
+        else if (taken == 2) some.template operator()<2>(first);
+        else some.template operator()<1>(first);
+    }
+}
+
 template <int KIND>
 static void tiles(const Linear& l, const uint8_t* panel, const Rows& x, int first, int rows, F* out) {
-    while (rows > 0) {
-        int taken = rows >= 16 ? 16 : rows >= 8 ? 8 : rows >= 4 ? 4 : rows >= 2 ? 2 : 1;
-        if (taken == 16) tile<KIND, 16>(l, panel, x, first, out);
-        else if (taken == 8) tile<KIND, 8>(l, panel, x, first, out);
-        else if (taken == 4) tile<KIND, 4>(l, panel, x, first, out);
-        else if (taken == 2) tile<KIND, 2>(l, panel, x, first, out);
-        else tile<KIND, 1>(l, panel, x, first, out);
-        first += taken, rows -= taken, out += taken;
-    }
+    each(rows, [&]<int R>(int row) { tile<KIND, R>(l, panel, x, first + row, out + row); });
 }
 
 // The sums of one panel with its bias for `rows` rows from `first`, at most TILE.
@@ -341,6 +363,26 @@ struct Layer {
     Linear q, k, v, o, gate, up, down;
     int32_t window, unused;
 };
+
+// An adapter of a layer (Hu et al. 2021, arXiv:2106.09685, eq. 3). The A of all matrices that read the same rows stand
+// one below the other, and so does what they make of a row, of which each matrix takes its own `rank` numbers. DoRA
+// brings outputs to other lengths (Liu et al. 2024, arXiv:2402.09353, eq. 5): what stands before the bias, times `length`.
+enum Matrix { Q, K, V, O, GATE, UP, DOWN, MATRICES, HEAD_MATRIX = MATRICES };
+enum Input { TO_QKV, TO_O, TO_MLP, TO_DOWN, INPUTS };
+struct Low {
+    const float* a;  // [panel][input][16]
+    int32_t in, ranks;  // ranks 0: no adapter reads here
+    int panels() const { return (ranks + LANES - 1) / LANES; }
+};
+struct High {
+    const float *b, *length;  // [panel][rank][16] with the adapter's scale; padded, or null: 1
+    int32_t rank, from;       // rank 0: no adapter here
+};
+struct Adapter {
+    Low low[INPUTS];
+    High high[MATRICES];
+};
+
 struct Shape {
     int32_t dim, layers, heads, kv_heads, head_dim, hidden, vocab;
     int32_t rms, post, activation, gated, rope, causal, kv_bits;
@@ -363,7 +405,7 @@ static void normalise(const Norm& n, bool rms, float eps, const float* x, float*
         F part = load(x + v * LANES) - mean;
         if ((v + 1) * LANES > width)
             for (int i = width - v * LANES; i < LANES; i++) part[i] = 0;
-        square += part * part;
+        square = plus(square, part, part);
     }
     const float factor = 1.0f / std::sqrt(total(square) / width + eps);
     for (int v = 0; v < whole; v++) {
@@ -451,14 +493,15 @@ static void weigh(const T* values, int dim, int d, const float* p, int room, con
     const int low = begins[R - 1], high = ends[0] > low ? ends[0] : low;  // between them all see all
     auto alone = [&](int r, int at, int end) {
         for (; at < end; at++)
-            for (int w = 0; w < W; w++) acc[r][w] += p[r * room + at] * sixteen(values + size_t(at) * dim + d + w * LANES);
+            for (int w = 0; w < W; w++)
+                acc[r][w] = plus(acc[r][w], sixteen(values + size_t(at) * dim + d + w * LANES), p[r * room + at]);
     };
     for (int r = 0; r < R; r++) alone(r, begins[r], ends[r] < low ? ends[r] : low);
     for (int at = low; at < high; at++) {
         F value[W];
         for (int w = 0; w < W; w++) value[w] = sixteen(values + size_t(at) * dim + d + w * LANES);
         for (int r = 0; r < R; r++)
-            for (int w = 0; w < W; w++) acc[r][w] += p[r * room + at] * value[w];
+            for (int w = 0; w < W; w++) acc[r][w] = plus(acc[r][w], value[w], p[r * room + at]);
     }
     for (int r = 0; r < R; r++) alone(r, high, ends[r]);
     for (int r = 0; r < R; r++)
@@ -488,12 +531,12 @@ static void look(const Cache<T>& c, size_t head, const float* q, float* out, siz
         for (; d + 1 < dim; d += 2) {
             F one = sixteen(keys + d * LANES), two = sixteen(keys + (d + 1) * LANES);
             for (int r = 0; r < R; r++) {
-                even[r] += one * q[r * stride + d];
-                odd[r] += two * q[r * stride + d + 1];
+                even[r] = plus(even[r], one, q[r * stride + d]);
+                odd[r] = plus(odd[r], two, q[r * stride + d + 1]);
             }
         }
         if (d < dim)
-            for (int r = 0; r < R; r++) even[r] += sixteen(keys + d * LANES) * q[r * stride + d];
+            for (int r = 0; r < R; r++) even[r] = plus(even[r], sixteen(keys + d * LANES), q[r * stride + d]);
         F steps = all(scale);
         if (sizeof(T) == 1) steps *= load(c.key_steps.data() + head * c.length + block * LANES);
         for (int r = 0; r < R; r++) {
@@ -539,6 +582,7 @@ struct Call {
     const int64_t* which;
     float* logits;  // (wanted, whole panels of the vocabulary), or null
     float* states;  // (n, padded dim), or null
+    const int64_t* adapters;  // of each token, 0 for none; or null: none of any
     int start(int row) const { return starts ? int(starts[row]) : 0; }
     int64_t position(int row) const { return places[row] - start(row); }
     bool together(int row, int other) const {  // of one text
@@ -566,11 +610,22 @@ struct Clock {
 #endif
 };
 
+// Rows of one tile that have the same adapter.
+struct Run {
+    const Adapter* layers;
+    int first, rows;
+};
+
 struct Model {
     Shape s;
     std::vector<Layer> layers;
     Team team;
     Rows x, h, q, k, v, mixed, inner, last;
+    std::vector<const Adapter*> adapters;
+    std::vector<Run> runs;         // of this pass; none where no row has an adapter
+    std::vector<int> runs_before;  // each tile
+    std::vector<float> low;        // what the runs' A make of their rows
+    size_t low_width = 0;
     Cache<float> wide;
     Cache<int8_t> narrow;
     std::vector<std::vector<float>> scores;
@@ -615,13 +670,76 @@ struct Model {
         if (s.embedding_norm.weight) normalise(s.embedding_norm, s.rms, s.eps, out, out, s.dim);
     }
 
+    void adapt(const Adapter* layers) {  // or std::bad_alloc, and nothing is changed
+        size_t ranks = low_width;
+        for (int layer = 0; layer < s.layers; layer++)
+            for (const Low& l : layers[layer].low) ranks = std::max(ranks, size_t(l.panels()) * LANES);
+        adapters.reserve(adapters.size() + 1);
+        low.resize(ranks * s.tokens);
+        low_width = ranks;
+        adapters.push_back(layers);
+    }
+
+    void find_runs(const Call& c) {
+        runs.clear(), runs_before.clear();
+        if (!c.adapters) return;
+        for (int row = 0; row < c.n; row++) {
+            const int64_t number = c.adapters[row];
+            if (row % TILE == 0) runs_before.push_back(int(runs.size()));
+            if (!number) continue;
+            if (row % TILE && c.adapters[row - 1] == number) runs.back().rows++;
+            else runs.push_back({adapters[number - 1], row, 1});
+        }
+        runs_before.push_back(int(runs.size()));
+    }
+
+    // What the runs' A make of an input of a layer, shared among the threads; false where none reads it.
+    bool lower(int layer, Input input, const Rows& in, int me) {
+        if (runs.empty()) return false;
+        int panels = 0;
+        for (const Run& run : runs) panels = std::max(panels, run.layers[layer].low[input].panels());
+        auto [from, to] = team.share(me, panels * int(runs.size()));
+        F got[TILE];
+        for (int task = from; task < to; task++) {
+            const Run& run = runs[task % runs.size()];
+            const int panel = task / int(runs.size());
+            const Low& l = run.layers[layer].low[input];
+            if (panel >= l.panels()) continue;
+            const float* a = l.a + size_t(panel) * l.in * LANES;
+            each(run.rows, [&]<int R>(int r) { floats<R>(a, l.in, in.row(run.first + r), in.width, got + r); });
+            for (int r = 0; r < run.rows; r++) store(&low[(run.first + r) * low_width + panel * LANES], got[r]);
+        }
+        return panels > 0;
+    }
+
+    // Add to a tile's sums of one panel of a matrix what the adapters of its rows make of what `lower` found.
+    void lift(const Linear& l, int layer, Matrix matrix, int panel, int first, F* out) const {
+        F got[TILE];
+        for (int number = runs_before[first / TILE]; number < runs_before[first / TILE + 1]; number++) {
+            const Run& run = runs[number];
+            const High& high = run.layers[layer].high[matrix];
+            if (!high.rank) continue;
+            const float* b = high.b + size_t(panel) * high.rank * LANES;
+            const float* in = &low[run.first * low_width + high.from];
+            each(run.rows, [&]<int R>(int r) { floats<R>(b, high.rank, in + r * low_width, low_width, got + r); });
+            F* at = out + (run.first - first);
+            for (int r = 0; r < run.rows; r++) at[r] += got[r];
+            if (!high.length) continue;
+            const F bias = l.has_bias ? load(l.bias + panel * LANES) : F{};
+            const F length = load(high.length + panel * LANES);
+            for (int r = 0; r < run.rows; r++) at[r] = (at[r] - bias) * length + bias;
+        }
+    }
+
     // out (rows, width) = l(in), panels shared among the threads; `add`: onto what stands there.
-    void product(const Linear& l, const Rows& in, int n, float* out, size_t width, bool add, int from, int to) {
+    void product(const Linear& l, int layer, Matrix matrix, const Rows& in, int n, float* out, size_t width, bool add,
+                 int from, int to) {
         F got[TILE];
         for (int panel = from; panel < to; panel++)
             for (int first = 0; first < n; first += TILE) {
                 const int rows = n - first < TILE ? n - first : TILE;
                 sums(l, panel, in, first, rows, got);
+                if (!runs.empty() && matrix != HEAD_MATRIX) lift(l, layer, matrix, panel, first, got);
                 for (int r = 0; r < rows; r++) {
                     float* at = out + size_t(first + r) * width + panel * LANES;
                     store(at, add ? load(at) + got[r] : got[r]);
@@ -690,12 +808,13 @@ struct Model {
         auto [row0, row1] = team.share(me, c.n);
         prepare(s.post ? (before ? &before->mlp_norm : nullptr) : &l.attention_norm, row0, row1);
         met(me, NORMS);
+        if (lower(number, TO_QKV, h, me)) met(me, PRODUCTS);
         const int qp = l.q.panels(), kp = l.k.panels(), vp = l.v.panels();
         auto [p0, p1] = team.share(me, qp + kp + vp);
         auto within = [](int at, int most) { return at < 0 ? 0 : at > most ? most : at; };
-        product(l.q, h, c.n, q.values.data(), q.width, false, within(p0, qp), within(p1, qp));
-        product(l.k, h, c.n, k.values.data(), k.width, false, within(p0 - qp, kp), within(p1 - qp, kp));
-        product(l.v, h, c.n, v.values.data(), v.width, false, within(p0 - qp - kp, vp), within(p1 - qp - kp, vp));
+        product(l.q, number, Q, h, c.n, q.values.data(), q.width, false, within(p0, qp), within(p1, qp));
+        product(l.k, number, K, h, c.n, k.values.data(), k.width, false, within(p0 - qp, kp), within(p1 - qp, kp));
+        product(l.v, number, V, h, c.n, v.values.data(), v.width, false, within(p0 - qp - kp, vp), within(p1 - qp - kp, vp));
         met(me, PRODUCTS);
         for (int r = row0; r < row1; r++) {
             for (int i = 0; i < s.heads; i++) turn(q.row(r) + i * s.head_dim, l.q_norm, c.position(r));
@@ -713,20 +832,24 @@ struct Model {
         else attend(wide, c, number, t0, t1, scores[me]);
         met(me, ATTENTION);
         for (int r = row0; r < row1; r++) mixed.round(r, 0, mixed.width);
+        lower(number, TO_O, mixed, me);
         met(me, NORMS);
         auto [o0, o1] = team.share(me, l.o.panels());
-        product(l.o, mixed, c.n, x.values.data(), x.width, true, o0, o1);
+        product(l.o, number, O, mixed, c.n, x.values.data(), x.width, true, o0, o1);
         met(me, PRODUCTS);
         prepare(s.post ? &l.attention_norm : &l.mlp_norm, row0, row1);
         met(me, NORMS);
-        perceive(l, c.n, me);
+        if (lower(number, TO_MLP, h, me)) met(me, PRODUCTS);
+        perceive(number, c.n, me);
         met(me, PRODUCTS);
+        if (lower(number, TO_DOWN, inner, me)) met(me, PRODUCTS);
         auto [d0, d1] = team.share(me, l.down.panels());
-        product(l.down, inner, c.n, x.values.data(), x.width, true, d0, d1);
+        product(l.down, number, DOWN, inner, c.n, x.values.data(), x.width, true, d0, d1);
         met(me, PRODUCTS);
     }
 
-    void perceive(const Layer& l, int n, int me) {  // inner = act(gate) * up, rounded where it is made
+    void perceive(int number, int n, int me) {  // inner = act(gate) * up, rounded where it is made
+        const Layer& l = layers[number];
         const int panels = l.up.panels();
         auto [g0, g1] = team.share(me, (panels + 1) / 2);
         F up[TILE], gate[TILE];
@@ -738,10 +861,12 @@ struct Model {
                 for (int panel = 2 * pair; panel < 2 * pair + 2 && panel < panels; panel++) {
                     sums(l.up, panel, h, first, rows, up);
                     if (s.gated) sums(l.gate, panel, h, first, rows, gate);
+                    if (!runs.empty()) lift(l.up, number, UP, panel, first, up);
+                    if (!runs.empty() && s.gated) lift(l.gate, number, GATE, panel, first, gate);
                     for (int r = 0; r < rows; r++) {
                         F y = s.gated ? activate(s.activation, gate[r]) * up[r] : activate(s.activation, up[r]);
-                        if (l.down.kind == FLOAT) store(inner.row(first + r) + panel * LANES, y);
-                        else store(pairs[r] + panel % 2 * LANES, y);
+                        if (l.down.kind == FLOAT || !runs.empty()) store(inner.row(first + r) + panel * LANES, y);
+                        if (l.down.kind != FLOAT) store(pairs[r] + panel % 2 * LANES, y);
                     }
                 }
                 for (int r = 0; r < rows && l.down.kind != FLOAT; r++) inner.round(first + r, pair, pairs[r]);
@@ -766,7 +891,7 @@ struct Model {
         }
         met(me, HEAD);
         auto [p0, p1] = team.share(me, s.head.panels());
-        product(s.head, last, c.wanted, c.logits, size_t(s.head.panels()) * LANES, false, p0, p1);
+        product(s.head, 0, HEAD_MATRIX, last, c.wanted, c.logits, size_t(s.head.panels()) * LANES, false, p0, p1);
         clock.spent(me, HEAD);
     }
 };
@@ -837,8 +962,18 @@ void model_copy(void* model, int64_t source, int64_t target, int32_t places) {
             else m.wide.copy(from, to, places);
         }
 }
+int32_t model_adapt(void* model, const Adapter* layers) {  // the adapter's number, from 1 on; 0: no memory for it
+    Model& m = *(Model*)model;
+    try {
+        m.adapt(layers);
+    } catch (const std::bad_alloc&) {
+        return 0;
+    }
+    return int32_t(m.adapters.size());
+}
 void model_run(void* model, const Call* call) {
     Model& m = *(Model*)model;
+    m.find_runs(*call);
     m.team.run([&](int me) { m.pass(*call, me); });
 }
 #if defined(TIMED)

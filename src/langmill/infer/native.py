@@ -6,6 +6,7 @@ N tokens of a pass, W of them whose scores are wanted, V vocabulary, D width.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping
 from ctypes import POINTER, Structure, byref, c_float, c_int32, c_int64, c_size_t, c_void_p
 from typing import Any
 
@@ -15,6 +16,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from langmill.families.peft import LowRank
+from langmill.infer.native_adapt import adapter
 from langmill.infer.native_build import library, not_built
 from langmill.model.config import Learned, Rope, Sinusoidal, StackConfig
 from langmill.model.positions import rotary, sinusoids
@@ -60,7 +63,7 @@ class _Shape(Structure):
 class _Call(Structure):
     _fields_ = [
         ("n", c_int32), *((name, c_void_p) for name in ("ids", "slots", "places", "limits", "starts")),
-        ("wanted", c_int32), *((name, c_void_p) for name in ("which", "logits", "states")),
+        ("wanted", c_int32), *((name, c_void_p) for name in ("which", "logits", "states", "adapters")),
     ]  # fmt: skip
 
 
@@ -105,6 +108,7 @@ class NativeRunner:
         self.slots, self.length, self.vocab, self.tokens = slots, length, model.config.vocab, tokens
         self.positions = min(length, model.config.length)
         self._lib = _bound()
+        self.adapters = 0  # that `adapt` was given
         self._kept: list[object] = []  # what the library points into lives as long as this
         self._release = release
         self._next = self._left = 0  # of the block that matrices are packed into
@@ -131,12 +135,31 @@ class NativeRunner:
             raise MemoryError(f"not enough memory for {slots} rows of {length} keys and values")
         self._free = weakref.finalize(self, self._lib.model_free, self._handle)
 
-    def run(self, tokens_N: Ids, slots_N: Ids, places_N: Ids, wanted_W: Ids) -> Tensor:
-        """Scores (W, V) of the wanted tokens."""
+    def run(
+        self, tokens_N: Ids, slots_N: Ids, places_N: Ids, wanted_W: Ids, adapters_N: Ids | None = None
+    ) -> Tensor:
+        """Scores (W, V) of the wanted tokens. adapters_N: each one's number by `adapt`, 0 for none; None: none of any.
+        Tokens of one adapter that stand together cost less."""
         whole = -(-self.vocab // LANES) * LANES
         logits_WV = torch.empty(len(wanted_W), whole)
-        self._run(tokens_N, slots_N, places_N, places_N + 1, wanted_W, logits_WV.data_ptr(), None)
+        self._run(
+            tokens_N, slots_N, places_N, places_N + 1, wanted_W, logits_WV.data_ptr(), None, adapters_N=adapters_N
+        )  # fmt: skip
         return logits_WV[:, : self.vocab]
+
+    def adapt(self, changes: Mapping[str, LowRank]) -> int:
+        """Keep an adapter beside the weights, for `run`; its number, from 1 on.
+
+        changes: by the names of the model's linear layers. ValueError names one that is no layer of a block,
+        MemoryError where there is no room.
+        """
+        layers = adapter(changes, len(self._layers), self._packed)
+        number: int = self._lib.model_adapt(self._handle, layers)
+        if not number:
+            raise MemoryError(f"not enough memory for an adapter beside {self.adapters}")
+        self._kept.append(layers)
+        self.adapters = number
+        return number
 
     def states(
         self, tokens_N: Ids, slots_N: Ids, places_N: Ids, limits_N: Ids, starts_N: Ids | None = None
@@ -155,7 +178,7 @@ class NativeRunner:
 
     def _run(
         self, ids: Ids, slots: Ids, places: Ids, limits: Ids, wanted: Ids, logits: Any, states: Any,
-        starts: Ids | None = None,
+        starts: Ids | None = None, adapters_N: Ids | None = None,
     ) -> None:  # fmt: skip
         starts = np.zeros_like(places) if starts is None else starts
         given = [
@@ -173,8 +196,14 @@ class NativeRunner:
             and not (given[4] % LANES).any()
         ):
             raise ValueError("a token, slot or place out of range")
+        adapted = None if adapters_N is None else np.ascontiguousarray(adapters_N, dtype=np.int64)
+        if adapted is not None and not (
+            len(adapted) == len(ids) and 0 <= adapted.min() <= adapted.max() <= self.adapters
+        ):
+            raise ValueError("an adapter out of range")
         at = [a.ctypes.data for a in given]
-        call = _Call(len(ids), *at[:5], len(wanted), at[5], logits, states)
+        at_adapters = None if adapted is None else adapted.ctypes.data
+        call = _Call(len(ids), *at[:5], len(wanted), at[5], logits, states, at_adapters)
         self._lib.model_run(self._handle, byref(call))
 
     def _layer(self, stack: Stack, number: int) -> _Layer:
@@ -217,6 +246,16 @@ class NativeRunner:
             for part in (*layer.parameters(), *layer.buffers()):
                 part.data = part.data.new_empty(0)
         return made
+
+    def _packed(self, rows_OI: Tensor | None) -> int | None:
+        """Where float32 numbers stand as products take them: a vector in whole registers, a matrix in panels."""
+        if rows_OI is None or rows_OI.ndim == 1:
+            return self._padded(rows_OI, LANES)
+        rows_OI = rows_OI.contiguous()
+        outputs, inputs = rows_OI.shape
+        place = self._room(self._lib.packed_bytes(FLOAT, inputs, outputs))
+        self._lib.pack(FLOAT, inputs, outputs, rows_OI.data_ptr(), None, None, place)
+        return place
 
     def _room(self, size: int) -> int:
         """Where so many bytes may stand. All matrices share large blocks, for which NumPy asks huge pages: with small
@@ -275,5 +314,6 @@ def _bound() -> Any:
     lib.model_new.restype, lib.model_new.argtypes = c_void_p, [c_void_p]
     lib.model_free.restype, lib.model_free.argtypes = None, [c_void_p]
     lib.model_copy.restype, lib.model_copy.argtypes = None, [c_void_p, c_int64, c_int64, c_int32]
+    lib.model_adapt.restype, lib.model_adapt.argtypes = c_int32, [c_void_p, c_void_p]
     lib.model_run.restype, lib.model_run.argtypes = None, [c_void_p, c_void_p]
     return lib

@@ -14,7 +14,7 @@ from pathlib import Path
 from langmill.common.files import atomic_write
 
 SOURCE = Path(__file__).with_name("native.cpp")
-FLAGS = ("-O3", "-march=native", "-std=c++20", "-shared", "-fPIC", "-pthread", "-w")
+FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-std=c++20", "-shared", "-fPIC", "-pthread", "-w")
 COMPILERS = ("g++", "clang++", "c++")
 _SECONDS = 300
 

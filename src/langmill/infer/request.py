@@ -56,8 +56,8 @@ class Request:
     source: what an encoder-decoder reads first; the prompt is then how its answer starts. stop_ids: None for the
     tokenizer's own. priority: higher ones go first, and may take the place of lower ones. logprobs: how many of the
     likeliest ids to tell with each token, None for no log-probabilities. scored: tell those of the prompt too, which is
-    then read anew, whatever slots hold. choice: 0, 1, … for several answers to one
-    prompt with one seed: each draws its own numbers.
+    then read anew, whatever slots hold. adapter: its number by `Engine.adapt`, 0 for the model itself. choice: 0, 1, …
+    for several answers to one prompt with one seed: each draws its own numbers.
     """
 
     prompt: Sequence[int]
@@ -70,6 +70,7 @@ class Request:
     logprobs: int | None = None
     choice: int = 0
     scored: bool = False
+    adapter: int = 0
 
     @property
     def private(self) -> bool:

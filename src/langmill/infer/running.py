@@ -31,7 +31,7 @@ from langmill.model.transformer import Transformer
 from langmill.text.tokenizer import Tokenizer
 
 SLOTS = 32  # prompts that are gone on from side by side, at most
-CACHE_BYTES = 1 << 30  # of keys and values, unless one prompt alone needs more
+CACHE_BYTES = 1 << 30  # of keys and values on a CPU, unless one prompt alone needs more
 ENDLESS = 1 << 20  # places of a conversation with a recurrence, which has no last position
 LEAVES = (nn.Linear, nn.Embedding, nn.RMSNorm, nn.LayerNorm, nn.ModuleList)
 ROUNDED = (Int8Linear, Int4Linear, Int8Embedding, Int4Embedding)
@@ -112,8 +112,14 @@ def row_bytes(config: ModelConfig, kv_bits: int = 32) -> int:
     return 2 * c.layers * c.kv_heads * (c.head_dim * kv_bits // 8 + (4 if kv_bits == 8 else 0))
 
 
+def cache_bytes(model: Model) -> int:
+    """Bytes that keys and values may take: CACHE_BYTES, or half of what a GPU has free where that is more."""
+    device = model.main.like.device if isinstance(model, Transformer) else torch.device("cpu")
+    return max(CACHE_BYTES, torch.cuda.mem_get_info(device)[0] // 2) if device.type == "cuda" else CACHE_BYTES
+
+
 def places(model: Model, wanted: int | None = None, slots: int = 1, kv_bits: int = 32) -> int:
-    """Places of each of `slots` long conversations: as wanted, or the model's positions as far as CACHE_BYTES go.
+    """Places of each of `slots` long conversations: as wanted, or the model's positions as far as `cache_bytes` go.
 
     A recurrence has no last position. SettingsError where more are wanted than the model has positions for.
     """
@@ -121,7 +127,7 @@ def places(model: Model, wanted: int | None = None, slots: int = 1, kv_bits: int
     if not isinstance(config, ModelConfig):
         return ENDLESS if wanted is None else wanted
     if wanted is None:
-        return max(1, min(config.length, CACHE_BYTES // (slots * row_bytes(config, kv_bits))))
+        return max(1, min(config.length, cache_bytes(model) // (slots * row_bytes(config, kv_bits))))
     if wanted > config.length:
         raise SettingsError(f"context is {wanted}, and the model has {config.length} positions")
     return wanted
@@ -132,7 +138,7 @@ def side_by_side(model: Model, prompts: int, length: int, kv_bits: int = 32) -> 
     most = min(prompts, SLOTS)
     if not isinstance(model.config, ModelConfig):
         return most
-    return max(1, min(most, CACHE_BYTES // (row_bytes(model.config, kv_bits) * length)))
+    return max(1, min(most, cache_bytes(model) // (row_bytes(model.config, kv_bits) * length)))
 
 
 def written(

@@ -139,6 +139,7 @@ class Scheduler:
             self._leave_queue(part.live)
         if left > 0:
             made.parts = self._guess(made.parts, left)
+        made.parts.sort(key=_adapter)  # one walk over an adapter's weights serves all its tokens
         return made
 
     def _admit(self) -> None:
@@ -156,7 +157,8 @@ class Scheduler:
                 self.counts["preempted"] += 1
             self.queue.remove(live)
             self._leave_queue(live)
-            slot, kept, source = self.slots.take(live.ids, self.worth, live.request.private)
+            asked = live.request
+            slot, kept, source = self.slots.take(live.ids, self.worth, asked.private, asked.adapter)
             live.slot, self.owners[slot] = slot, live
             if source is not None:
                 self.copy(source, slot, kept)
@@ -172,7 +174,7 @@ class Scheduler:
         """Whether a request as important is about to read tokens that this one begins with too."""
         if live.request.private:
             return False
-        common_S = self.slots.common(live.ids[:-1])
+        common_S = self.slots.common(live.ids[:-1], live.request.adapter)
         best = int(np.minimum(common_S, self.slots.held_S).max())
         ahead = np.flatnonzero(self.slots.taken_S & (common_S - best >= self.worth))
         owners = (self.owners[slot] for slot in ahead)
@@ -210,6 +212,10 @@ class Scheduler:
 
 def _order(live: Live) -> tuple[int, int]:
     return live.order
+
+
+def _adapter(part: Part) -> int:
+    return part.live.request.adapter
 
 
 def _forced(live: Live) -> Sequence[int]:

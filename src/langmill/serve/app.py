@@ -13,6 +13,7 @@ from langmill.serve import (
     catalogue,
     chat,
     completions,
+    connections,
     conversations,
     embeddings,
     errors,
@@ -25,6 +26,7 @@ from langmill.serve import (
     messages,
     metrics,
     page,
+    rerank,
     responses,
     tasks,
     tokens,
@@ -73,7 +75,7 @@ def create_app(state: State) -> FastAPI:
     )  # fmt: skip
     errors.handlers(app, state.metrics.refused)
     writing = (catalogue, chat, completions, messages, responses, tokens)
-    for routes in (*writing, embeddings, tasks, health, metrics, conversations, tokens_view, page):
+    for routes in (*writing, embeddings, rerank, tasks, health, metrics, conversations, tokens_view, page):
         app.include_router(routes.router(state))
     app.add_middleware(Caught)
     for door in (
@@ -83,6 +85,7 @@ def create_app(state: State) -> FastAPI:
         hosts.Hosts,
         headers.Headers,
         logs.Logs,
+        connections.Pieces,
     ):  # the last is outermost
         app.add_middleware(door, state=state)
     return app

@@ -15,7 +15,8 @@ from langmill.serve.state import State
 
 
 class Card(BaseModel):
-    """A model: `does` says what, `max_model_len` the tokens of its context."""
+    """A model: `does` says what, `max_model_len` the tokens of its context; parent: the model that it is an adapter
+    of."""
 
     id: str
     object: Literal["model"]
@@ -26,6 +27,7 @@ class Card(BaseModel):
     created_at: str
     does: list[str]
     max_model_len: int
+    parent: str | None = None
 
 
 class Cards(BaseModel):
@@ -61,4 +63,5 @@ def card(loaded: Loaded) -> dict[str, Any]:
         "id": loaded.name, "object": "model", "created": loaded.created, "owned_by": "langmill",
         "does": sorted(loaded.does), "max_model_len": loaded.window, "type": "model", "display_name": loaded.name,
         "created_at": datetime.fromtimestamp(loaded.created, UTC).isoformat(),
+        "parent": None if loaded.parent is None else loaded.parent.name,
     }  # fmt: skip

@@ -13,6 +13,8 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 
 from langmill.infer.request import Likely
+from langmill.serve.at_least import at_least
+from langmill.serve.begun import ending_of
 from langmill.serve.constraints import constraint_of
 from langmill.serve.errors import FAILURES, STREAMED, Refused
 from langmill.serve.job import Job, constrained, pieces_of
@@ -49,6 +51,8 @@ class ChatAsked(Writing):
     tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
     modalities: list[Literal["text"]] | None = None
 
 
@@ -119,14 +123,16 @@ def router(state: State) -> APIRouter:
 async def _job(state: State, asked: ChatAsked) -> Job:
     loaded, n = state.models.find(asked.model, "chat"), choices_of(asked, state)
     _check(asked)
+    turns = plain(asked.messages, loaded.tokenizer.chat_template or "")
     ids, use = await understood(
-        loaded, plain(asked.messages, loaded.tokenizer.chat_template or ""), asked.tools, asked.tool_choice,
-        asked.parallel_tool_calls is not False, asked.chat_template_kwargs,
+        loaded, turns, asked.tools, asked.tool_choice, asked.parallel_tool_calls is not False,
+        asked.chat_template_kwargs, ending_of(turns, asked.add_generation_prompt, asked.continue_final_message),
     )  # fmt: skip
     constraint = constrained(use, await constraint_of(loaded, asked), "response_format", "tool_choice")
     by_old_name = asked.max_completion_tokens is None
     name = "max_tokens" if by_old_name else "max_completion_tokens"
     limit = room(loaded, ids, asked.max_tokens if by_old_name else asked.max_completion_tokens, name)
+    constraint = at_least(asked, limit, constraint)
     logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
     wanted = Wanted(ids, sampling_of(asked, limit, loaded), n, logprobs, constraint, stops_of(asked, loaded))
     head = {

@@ -15,9 +15,10 @@ from pydantic import BaseModel, Field
 
 from langmill.common.errors import ModelError
 from langmill.infer.request import Likely
+from langmill.serve.at_least import at_least
 from langmill.serve.constraints import constraint_of
 from langmill.serve.errors import FAILURES, STREAMED, Refused
-from langmill.serve.likely import Offsets, as_completion, without_end
+from langmill.serve.likely import Offsets, as_completion
 from langmill.serve.models import Loaded
 from langmill.serve.sampling_fields import (
     MOST_LIKELY,
@@ -53,8 +54,9 @@ WRITTEN = 16  # tokens where nothing is said, as OpenAI has it
 
 
 class CompletionAsked(Writing):
-    """What to go on from, and how."""
+    """What to go on from, and how. max_tokens 0, with `echo`, tells of the prompt alone."""
 
+    max_tokens: int | None = Field(None, ge=0, le=1 << 24)
     prompt: str | Ids | Annotated[list[str] | list[Ids], Field(min_length=1, max_length=MOST_PROMPTS)]
     echo: bool | None = None
     logprobs: int | None = Field(None, ge=0, le=MOST_LIKELY)
@@ -131,14 +133,20 @@ async def _job(state: State, asked: CompletionAsked) -> Job:
         raise Refused("best_of is not supported: ask for n answers and choose among them", param="best_of")
     if asked.stream_options is not None and not asked.stream:
         raise Refused("stream_options is for stream: true", param="stream_options")
+    if asked.max_tokens == 0 and not asked.echo:
+        raise Refused(
+            "max_tokens is 0, which tells nothing without echo: true: give 1 or more", param="max_tokens"
+        )
     prompts = await aside(loaded, _size(asked), lambda: _prompts(asked, loaded))
     constraint = await constraint_of(loaded, asked)
     most = WRITTEN if asked.max_tokens is None and constraint is None else 1 << 24
-    wanted = []
+    mute, stops = asked.max_tokens == 0, stops_of(asked, loaded)
+    scored, wanted = bool(asked.echo) and asked.logprobs is not None, []
     for ids, _ in prompts:
-        sampling = sampling_of(asked, min(most, room(loaded, ids, asked.max_tokens)), loaded)
-        scored, stops = bool(asked.echo) and asked.logprobs is not None, stops_of(asked, loaded)
-        wanted.append(Wanted(ids, sampling, n, asked.logprobs, constraint, stops, scored=scored))
+        limit = min(most, room(loaded, ids, asked.max_tokens))
+        held = at_least(asked, limit, None if mute else constraint)
+        sampling = sampling_of(asked, max(limit, 1), loaded)
+        wanted.append(Wanted(ids, sampling, n, asked.logprobs, held, stops, scored=scored, mute=mute))
     head = {
         "id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "created": int(time.time()),
         "model": loaded.name, "system_fingerprint": loaded.fingerprint,
@@ -224,13 +232,12 @@ def _columns(
     offsets: Offsets,
 ) -> dict[str, Any] | None:  # fmt: skip
     """The log-probabilities of an answer, or of a part of it; behind those of the prompt in front of it, where the
-    prompt is echoed and the part is the first one (`prompt` is not None)."""
+    prompt is echoed and the part is the first one (`prompt` is not None). An id that ended the answer is told too, as
+    vLLM does: harnesses that score a prompt cut off as many tokens as they asked for."""
     tokenizer, one = job.loaded.tokenizer, job.wanted[number // job.wanted[0].n]
     if one.logprobs is None:
         return None
-    stops = tokenizer.stop_ids if one.stop_ids is None else one.stop_ids
-    own, logs = without_end(stops, ids, likely)
     before = prompt if one.scored else None
     if before is None:
-        return as_completion(tokenizer, own, logs, offsets)
-    return as_completion(tokenizer, [*one.prompt, *own], [None, *before, *logs], offsets)
+        return as_completion(tokenizer, ids, likely, offsets)
+    return as_completion(tokenizer, [*one.prompt, *ids], [None, *before, *likely], offsets)

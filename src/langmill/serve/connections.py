@@ -17,12 +17,13 @@ from typing import Any
 
 import h11
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from langmill.serve.errors import Refused, body
 from langmill.serve.state import State
 
+PIECE = 1 << 16  # bytes of a body that are sent at once
 LINGER_SECONDS = 1.0  # in which a client that is turned away can read why
 
 
@@ -96,9 +97,22 @@ class Connection(H11Protocol):
         self._room.stop()
         super().connection_lost(exc)
 
+    def shutdown(self) -> None:
+        """The server stops: the last answer is the one that goes on."""
+        if not self.transport.is_closing():
+            super().shutdown()
+        self._leave()
+
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP."""
         self._turn_away(Refused("this is no HTTP request", code="invalid_http"))
+
+    def _leave(self) -> None:
+        """End a connection that closes: a client that rests does not answer TLS's goodbye, for which asyncio waits 30
+        seconds."""
+        closing = self.scheme == "https" and self.transport.is_closing()
+        if closing and not self.transport.get_write_buffer_size():
+            self.loop.call_later(LINGER_SECONDS, self.transport.abort)
 
     def _watch(self) -> None:
         """Let the time for a head run while one is waited for."""
@@ -109,7 +123,7 @@ class Connection(H11Protocol):
 
     def _late(self) -> None:
         if not self.conn.trailing_data[0]:  # nothing was begun: many clients open connections ahead
-            return self.transport.close()
+            return self._gone()
         said = f"the head of the request was not there after {self.seconds:g} seconds"
         self._turn_away(Refused(said, 408, "slow_request"))
 
@@ -120,13 +134,18 @@ class Connection(H11Protocol):
         self.refused("slow_reader")
         self.transport.abort()
 
+    def _gone(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.close()
+            self._leave()
+
     def _turn_away(self, told: Refused) -> None:
         """Say why and close, but not before the client can have read it."""
         self.turned_away = True
         self._head.stop()
         self.refused(str(told.code))
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # an answer was begun
-            return self.transport.close()
+            return self._gone()
         content = json.dumps(body(str(told), told.type, told.code)).encode()
         headers = {
             "Content-Type": "application/json", "Content-Length": str(len(content)), "Connection": "close",
@@ -139,17 +158,38 @@ class Connection(H11Protocol):
             h11.EndOfMessage(),
         ):
             self.transport.write(self.conn.send(event) or b"")
-        self.transport.write_eof()
-        self.loop.call_later(LINGER_SECONDS, self.transport.close)
+        if self.transport.can_write_eof():  # TLS cannot
+            self.transport.write_eof()
+        self.loop.call_later(LINGER_SECONDS, self._gone)
+
+
+class Pieces:
+    """Sends long bodies in pieces. What a client does not read then waits where `Connection` sees it: TLS takes all
+    that it is given at once."""
+
+    def __init__(self, app: ASGIApp, state: State) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def cut(message: Message) -> None:
+            body = message.get("body", b"")
+            last = max(0, len(body) - 1) // PIECE * PIECE
+            for start in range(0, last, PIECE):
+                await send({**message, "body": body[start : start + PIECE], "more_body": True})
+            await send({**message, "body": body[last:]} if last else message)
+
+        await self.app(scope, receive, cut)
 
 
 def config_of(app: ASGIApp, state: State) -> uvicorn.Config:
-    """What uvicorn is told: connections as above, no log and no header of its own."""
+    """What uvicorn is told: connections as above, TLS where there is a certificate, no log and no header of its own."""
     settings = state.settings
     http: Any = partial(Connection, settings.max_connections, settings.request_seconds, state.metrics.refused)
     return uvicorn.Config(
         app,
         http=http,
+        ssl_certfile=settings.tls_cert,
+        ssl_keyfile=settings.tls_key,
         log_config=None,
         access_log=False,
         server_header=False,

@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
@@ -23,6 +24,7 @@ from langmill.infer.request import Event
 from langmill.serve.errors import FAILURES, Refused
 from langmill.serve.history import Conversation, History, Message
 from langmill.serve.likely import token_text, without_end
+from langmill.serve.line import Line
 from langmill.serve.markdown import Blocks, render
 from langmill.serve.models import Loaded
 from langmill.serve.sampling_fields import Writing, sampling_of
@@ -39,11 +41,13 @@ from langmill.serve.writing import (
     key_of,
     note,
     room,
+    to_its_end,
     usage_of,
     write,
 )
 
 PAGE = 100  # conversations that a list tells at once
+SEARCHES = 16  # that wait for their turn
 OTHERS = 5  # likeliest tokens that are kept with each one that was written
 FORMAT = {"format": "langmill-conversation", "version": 1}
 
@@ -169,11 +173,16 @@ def router(state: State) -> APIRouter:
 
 def _add_keeping(made: APIRouter, history: History) -> None:
     """The routes that only read and change what is kept; as plain functions they run in threads."""
+    searches = Line(SEARCHES, "searches")  # each reads everything: together they would take all threads
 
     @made.get("")
-    def listed(request: Request, search: str = "", offset: Annotated[int, Query(ge=0)] = 0) -> JSONResponse:
+    async def listed(
+        request: Request, search: str = "", offset: Annotated[int, Query(ge=0)] = 0
+    ) -> JSONResponse:
         """The client's conversations, the last changed first; `lasting`: whether they outlive the server."""
-        found, more = history.all(owner_of(request), search.strip(), offset, PAGE)
+        look = partial(history.all, owner_of(request), search.strip(), offset, PAGE)
+        async with searches.turn(1) if search.strip() else contextlib.nullcontext():
+            found, more = await to_its_end(look)
         lasting = history.file is not None
         return JSONResponse({"data": [one.as_dict() for one in found], "more": more, "lasting": lasting})
 

@@ -88,25 +88,26 @@ def _inputs(given: Any) -> list[str | list[int]]:
     return [given] if isinstance(given, str) or isinstance(given[0], int) else list(given)
 
 
-def ids_of(loaded: Loaded, texts: Sequence[str | list[int]]) -> list[list[int]]:
-    """What the model reads of each text; Refused, with both numbers, for one that is too long."""
+def ids_of(loaded: Loaded, texts: Sequence[str | list[int]], field: str = "input") -> list[list[int]]:
+    """What the model reads of each text; Refused, with both numbers, for one that is too long. field: where they
+    stand in the request."""
     frame, vocab = loaded.tokenizer.frame, loaded.model.config.vocab
     words = iter(loaded.tokenizer.encode_batch([text for text in texts if isinstance(text, str)]))
     found = []
     for number, text in enumerate(texts):
         ids = frame.one(next(words), number).ids if isinstance(text, str) else text
-        what = "input" if len(texts) == 1 else f"input {number}"
+        what = field if len(texts) == 1 else f"{field} {number}"
         if not text or not ids:
-            raise Refused(f"{what} is empty: give it some text", param="input")
+            raise Refused(f"{what} is empty: give it some text", param=field)
         if len(ids) > loaded.window:
             raise Refused(
                 f"this model reads {loaded.window} tokens and {what} has {len(ids)}, special ones included: shorten it "
                 "or cut it into parts",
                 code="context_length_exceeded",
-                param="input",
+                param=field,
             )
         if not 0 <= min(ids) <= max(ids) < vocab:
-            raise Refused(f"{what} holds ids of no token: this model knows 0 to {vocab - 1}", param="input")
+            raise Refused(f"{what} holds ids of no token: this model knows 0 to {vocab - 1}", param=field)
         found.append(ids)
     return found
 

@@ -91,7 +91,8 @@ class Conversation:
 
 
 class History:
-    """All conversations of a server. Calls block for a moment, may come from any thread, and wait for each other."""
+    """All conversations of a server. Calls block for a moment, may come from any thread, and wait for each other; a
+    search, which reads every message, has a connection of its own in the file and holds up only other searches."""
 
     def __init__(self, file: Path | None) -> None:
         """Open or make the file, readable by its owner alone; None: in memory, and gone with the server.
@@ -103,16 +104,14 @@ class History:
         self._lock = threading.Lock()
         where = ":memory:" if file is None else _claimed(file)
         try:
-            self._db = sqlite3.connect(
-                where, timeout=WAIT_SECONDS, isolation_level=None, check_same_thread=False
-            )
+            self._db = _connected(where)
             for line in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"):
                 self._db.execute(f"PRAGMA {line}")
-            self._db.create_function("holds", 2, _holds, deterministic=True)
             migrate(self._db, STEPS, where)
             self._db.execute(
                 f"DELETE FROM conversations WHERE {EMPTY} AND created < ?", (time.time() - EMPTY_SECONDS,)
             )
+            self._search = (self._db, self._lock) if file is None else (_connected(where), threading.Lock())
         except sqlite3.DatabaseError as error:
             raise DataError(
                 f"{where} cannot be read as conversations ({error}): move it away, or give another --history"
@@ -120,8 +119,9 @@ class History:
 
     def close(self) -> None:
         """Nothing is asked any more."""
-        with self._lock:
-            self._db.close()
+        for db, lock in ((self._db, self._lock), self._search):
+            with lock:
+                db.close()
 
     def make(self, owner: str, title: str = "") -> Conversation:
         """A new conversation without messages; without a title it takes one from its first message."""
@@ -143,7 +143,7 @@ class History:
             " OR EXISTS (SELECT 1 FROM messages WHERE conversation = id AND holds(content, :search)))"
         )
         given = {"owner": owner, "search": search.casefold(), "limit": limit + 1, "offset": offset}
-        with self._reading() as db:
+        with self._searching() if search else self._reading() as db:
             rows = db.execute(
                 f"SELECT id, title, created, changed FROM conversations WHERE {where}"
                 " ORDER BY changed DESC, id LIMIT :limit OFFSET :offset",
@@ -228,6 +228,12 @@ class History:
             yield self._db
 
     @contextlib.contextmanager
+    def _searching(self) -> Iterator[sqlite3.Connection]:
+        db, lock = self._search
+        with lock, _named():
+            yield db
+
+    @contextlib.contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
         with self._lock, _named(), _transaction(self._db):
             yield self._db
@@ -284,6 +290,12 @@ def _claimed(file: Path) -> str:
             f"the conversations cannot be kept in {file} ({error.strerror}): give another --history, or off"
         ) from None
     return str(file)
+
+
+def _connected(where: str) -> sqlite3.Connection:
+    db = sqlite3.connect(where, timeout=WAIT_SECONDS, isolation_level=None, check_same_thread=False)
+    db.create_function("holds", 2, _holds, deterministic=True)
+    return db
 
 
 @contextlib.contextmanager

@@ -69,6 +69,8 @@ class Hosts:
         self.app, self.metrics, settings = app, state.metrics, state.settings
         self.names = {"localhost", settings.host.lower(), *(name.lower() for name in settings.allow_host)}
         self.origins = origins_of(settings)
+        # without TLS a proxy may speak it; with it a page over http at this address is somebody else's on the way
+        self.schemes = ("http", "https") if settings.tls_cert is None else ("https",)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -109,7 +111,7 @@ class Hosts:
             )
         if origin is None or origin.lower() in self.origins:
             return None
-        if origin.lower() in (f"http://{host.lower()}", f"https://{host.lower()}"):
+        if origin.lower() in (f"{scheme}://{host.lower()}" for scheme in self.schemes):
             return None
         return errors.Refused(
             f"pages of {origin[:100]!r} may not call this server: start it with --allow-origin",

@@ -31,7 +31,7 @@ class Turn(BaseModel):
 
 def turns_of(messages: Sequence[Turn], system: str | Blocks | None) -> list[dict[str, Any]]:
     """The conversation as OpenAI's form has it: the system's turn first, results of tools as turns of their own.
-    Refused names a block that is none, a result of no call, and an answer that is begun."""
+    Refused names a block that is none, and a result of no call."""
     found: list[dict[str, Any]] = []
     called: list[str] = []
     if system:
@@ -47,12 +47,6 @@ def turns_of(messages: Sequence[Turn], system: str | Blocks | None) -> list[dict
         else:
             found.append(_assistants(turn.content, where))
             called.extend(call["id"] for call in found[-1].get("tool_calls", ()))
-    if messages[-1].role == "assistant":
-        raise Refused(
-            "the last message is the assistant's: an answer that is begun cannot be continued here, so end with a "
-            "user's message",
-            param=f"messages.{len(messages) - 1}",
-        )
     return found
 
 

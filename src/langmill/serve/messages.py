@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 
 from langmill.infer.sampling import Sampling
+from langmill.serve.begun import ending_of
 from langmill.serve.errors import STREAMED, Refused
 from langmill.serve.job import Job, pieces_of
 from langmill.serve.message_blocks import Blocks, Turn, tools_of, turns_of
@@ -148,7 +149,9 @@ async def _understood(loaded: Loaded, asked: Talk) -> tuple[list[int], ToolUse |
     if asked.thinking is not None and asked.thinking.get("type") != "disabled":
         raise Refused("thinking is not supported: leave it out", param="thinking")
     tools, choice, parallel = tools_of(asked.tools, asked.tool_choice)
-    return await understood(loaded, turns_of(asked.messages, asked.system), tools, choice, parallel)
+    turns = turns_of(asked.messages, asked.system)
+    ending = ending_of(turns, None, turns[-1]["role"] == "assistant")
+    return await understood(loaded, turns, tools, choice, parallel, ending=ending)
 
 
 def blocks_of(pieces: Sequence[Piece]) -> Blocks:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import difflib
 import hashlib
+import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,11 +21,12 @@ from langmill.common.settings import ServeSettings
 from langmill.families import peft
 from langmill.families.folder import Model
 from langmill.families.hub import resolve
+from langmill.infer.adapters import Adapter, read
 from langmill.infer.engine import Engine
 from langmill.infer.native_embed import NativeEmbedder, eight_bits, is_rounded, why_not
 from langmill.infer.ready import ready
 from langmill.infer.runner import Embedder, TorchEmbedder
-from langmill.infer.running import engine_for, places
+from langmill.infer.running import engine_for, places, why_torch
 from langmill.infer.service import Service
 from langmill.model.config import Config, ModelConfig
 from langmill.serve.errors import NoSuchModel, stopping
@@ -35,6 +37,7 @@ from langmill.text.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from langmill.infer.constrain import Grammars
 
+LOG = logging.getLogger("langmill.serve")
 READING = 8  # of the longest bodies that wait to be made ids
 SAMPLE = 1 << 20  # bytes at both ends of a weights file that its fingerprint looks at
 DOES = {  # each thing that a model may do, in words, and what to do about one that does not
@@ -55,7 +58,8 @@ class Loaded:
 
     does: of DOES. window: tokens of a prompt and its answer, or of a text. fingerprint: of its files and this version.
     service: over its engine; None for what the functions of apps/ run, one at a time in a thread, behind `line`.
-    reading: before long texts are made ids, in characters. closing: it takes no more requests.
+    reading: before long texts are made ids, in characters. closing: it takes no more requests. parent: of an adapter
+    that is kept beside another model, that one, whose engine knows it as `adapter`; `service` is None then.
     """
 
     name: str
@@ -70,14 +74,17 @@ class Loaded:
     reading: Line
     service: Service | None = None
     closing: bool = False
+    parent: Loaded | None = None
+    adapter: int = 0
     _grammars: Grammars | None = None
     _making: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def engine(self) -> Service:
-        """The service, of a model that is known to have one."""
-        assert self.service is not None
-        return self.service
+        """The service, of a model that is known to have one; an adapter's is its parent's."""
+        service = self.service if self.parent is None else self.parent.service
+        assert service is not None
+        return service
 
     @contextmanager
     def open(self) -> Iterator[None]:
@@ -92,7 +99,7 @@ class Loaded:
             raise
 
     def accounting(self) -> dict[str, int]:
-        """What goes on and waits; see `Engine.accounting`."""
+        """What goes on and waits; see `Engine.accounting`. Of an adapter it counts as its parent's."""
         own = self.line.accounting()
         engine = {} if self.service is None else self.service.accounting()
         return {name: count + engine.get(name, 0) for name, count in own.items()}
@@ -151,14 +158,16 @@ def load_models(settings: ServeSettings) -> Models:
             f"there are {len(settings.name)} names for {len(settings.model)} models: give one for each model, or none"
         )
     names = settings.name or [name_of(where) for where in settings.model]
-    wanted: list[tuple[str, str, Path | None]] = [
-        (name, where, None) for name, where in zip(names, settings.model, strict=True)
-    ]
-    wanted += [_adapted(text, settings.model) for text in settings.adapter]
-    called = [name for name, _, _ in wanted]
+    adapters = [_adapted(text, settings.model) for text in settings.adapter]
+    called = [*names, *(name for name, _, _ in adapters)]
     if twice := [name for name in called if called.count(name) > 1]:
         raise UsageError(f"two models would be called {twice[0]}: give each a name of its own with --name")
-    return Models(tuple(load_one(name, where, adapter, settings) for name, where, adapter in wanted))
+    found: dict[str, Loaded] = {}
+    for number, (name, where) in enumerate(zip(names, settings.model, strict=True)):
+        theirs = {adapter: folder for adapter, model, folder in adapters if model == number}
+        found |= {loaded.name: loaded for loaded in load_one(name, where, theirs, settings)}
+        give_back()
+    return Models(tuple(found[name] for name in called))
 
 
 def name_of(where: str) -> str:
@@ -167,8 +176,8 @@ def name_of(where: str) -> str:
     return path.stem if path.suffix == ".gguf" else path.name
 
 
-def _adapted(text: str, models: Sequence[str]) -> tuple[str, str, Path]:
-    """The name, model and folder of an adapter: of several models the one that the adapter names."""
+def _adapted(text: str, models: Sequence[str]) -> tuple[str, int, Path]:
+    """The name, number of the model and folder of an adapter: of several models the one that the adapter names."""
     name, equals, folder = text.partition("=")
     if not (name and equals and folder):
         raise UsageError(f"--adapter takes NAME=DIR, not '{text}'")
@@ -176,17 +185,46 @@ def _adapted(text: str, models: Sequence[str]) -> tuple[str, str, Path]:
     if not peft.is_adapter(path):
         raise UsageError(f"--adapter {text}: {folder} holds no {peft.CONFIG}")
     if len(models) == 1:
-        return name, models[0], path
+        return name, 0, path
     base = resolve(peft.base_of(path)).resolve()
-    for where in models:
+    for number, where in enumerate(models):
         if resolve(where).resolve() == base:
-            return name, where, path
+            return name, number, path
     raise UsageError(f"--adapter {text} was made for {base}, which is not among the models that are served")
 
 
-def load_one(name: str, where: str, adapter: Path | None, settings: ServeSettings) -> Loaded:
-    """One model, with its engine where it has one."""
-    model, tokenizer = ready(where, settings.dtype, settings.device, settings.threads, adapter)
+def load_one(name: str, where: str, adapters: Mapping[str, Path], settings: ServeSettings) -> list[Loaded]:
+    """One model, with its engine where it has one, and its adapters: folders by name."""
+    model, tokenizer = ready(where, settings.dtype, settings.device, settings.threads)
+    whole = why_whole(model, tokenizer, settings) if adapters else None
+    kept = {} if whole else {one: read(folder, model, tokenizer) for one, folder in adapters.items()}
+    made = [_loaded(name, where, None, model, tokenizer, settings, kept)]
+    for number, (one, adapter) in enumerate(kept.items(), 1):
+        LOG.info("%s is an adapter of %.1f MB beside %s", one, adapter.bytes / 1e6, name)
+        made.append(_beside(made[0], one, number, adapter.tokenizer, adapters[one], settings))
+    for one, folder in adapters.items() if whole else ():
+        LOG.warning("%s takes the memory of a model of its own, merged with its adapter: %s", one, whole)
+        model, tokenizer = ready(where, settings.dtype, settings.device, settings.threads, folder)
+        made.append(_loaded(one, where, folder, model, tokenizer, settings, {}))
+        give_back()
+    return made
+
+
+def why_whole(model: Model, tokenizer: Tokenizer, settings: ServeSettings) -> str | None:
+    """Why a model's adapters cannot be kept beside its weights, for people to read; None where they can."""
+    if "write" not in abilities(model.config, tokenizer, settings.zero_shot):
+        return "only a model that writes text keeps adapters beside it"
+    if settings.zero_shot:
+        return "--zero-shot reads texts with the weights of each model"
+    reason = why_torch(model)
+    return reason and f"only the C++ pass keeps adapters beside a model, and {reason}"
+
+
+def _loaded(
+    name: str, where: str, adapter: Path | None, model: Model, tokenizer: Tokenizer, settings: ServeSettings,
+    beside: Mapping[str, Adapter],
+) -> Loaded:  # fmt: skip
+    """A model, `adapter` in it, with its engine where it has one; that knows the adapters `beside` by their places."""
     does = abilities(model.config, tokenizer, settings.zero_shot)
     if not does:
         raise ModelError(f"{where} does nothing that can be served: it neither writes nor reads texts")
@@ -198,16 +236,32 @@ def load_one(name: str, where: str, adapter: Path | None, settings: ServeSetting
             release=not settings.zero_shot, queue_tokens=settings.queue_tokens,
         )  # fmt: skip
         assert engine.runner is not None
+        for one in beside.values():
+            engine.adapt(one)
         service, window = Service(engine), engine.runner.length
     elif "embed" in does:
         embedder = embedder_of(model, tokenizer, where, settings)
         service = Service(Engine(None, tokenizer, embedder=embedder, queue_tokens=settings.queue_tokens))
         window = embedder.length
-    give_back()
     return Loaded(
         name, where, model, tokenizer, does, window, int(time.time()), fingerprint(where, adapter),
-        Line(settings.queue_tokens), Line(READING * settings.max_body_bytes, "characters"), service,
+        *_lines(settings), service,
     )  # fmt: skip
+
+
+def _beside(
+    parent: Loaded, name: str, number: int, tokenizer: Tokenizer, folder: Path, settings: ServeSettings
+) -> Loaded:
+    """An adapter that the parent's engine knows by this number."""
+    does = abilities(parent.model.config, tokenizer, settings.zero_shot)
+    return Loaded(
+        name, parent.folder, parent.model, tokenizer, does, parent.window, int(time.time()),
+        fingerprint(parent.folder, folder), *_lines(settings), parent=parent, adapter=number,
+    )  # fmt: skip
+
+
+def _lines(settings: ServeSettings) -> tuple[Line, Line]:
+    return Line(settings.queue_tokens), Line(READING * settings.max_body_bytes, "characters")
 
 
 def abilities(config: Config, tokenizer: Tokenizer, zero_shot: bool) -> frozenset[str]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from langmill.common.errors import MissingExtra, UsageError
 from langmill.common.metrics import Report
 from langmill.common.settings import ServeSettings
+from langmill.serve.tls import check_tls, scheme_of
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -35,8 +36,8 @@ def run(settings: ServeSettings, *, quiet: bool = False, state_home: str = "") -
     """Serve until Ctrl-C or SIGTERM; running answers then have `drain_seconds`, a second Ctrl-C ends at once.
 
     With `new_key` nothing is served: a key is made and told once. state_home: the folder of XDG_STATE_HOME, where the
-    conversations are kept if the settings do not say where. UsageError where the port is taken or keys are
-    missing, before any model is loaded. Counts: what the engines did. Figures: load_seconds.
+    conversations are kept if the settings do not say where. UsageError where the port is taken, keys are missing or a
+    certificate cannot be used, before any model is loaded. Counts: what the engines did. Figures: load_seconds.
     """
     try:
         import fastapi  # noqa: F401 - looked for
@@ -54,6 +55,7 @@ def run(settings: ServeSettings, *, quiet: bool = False, state_home: str = "") -
         settings = settings.model_copy(update={"history": str(default_file(state_home))})
     open_keys(settings)  # what is wrong shows before the port is opened and the models are loaded
     origins_of(settings)
+    check_tls(settings)
     with listening(settings) as listener:
         if settings.workers > 1:
             from langmill.serve.workers import watch
@@ -133,7 +135,7 @@ def started(settings: ServeSettings, listener: socket.socket, models: list[Loade
     """What a person reads once the server answers."""
     host, port = listener.getsockname()[:2]
     name = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
-    base = f"http://{name}:{port}"
+    base = f"{scheme_of(settings)}://{name}:{port}"
     lines = [f"Langmill answers at {base}/v1 ({seconds:.1f} s to load)"]
     for model in models:
         whole = getattr(model.model.config, "length", None)

@@ -48,6 +48,7 @@ class Writing(Asked):
     stream_options: StreamOptions | None = None
     n: int | None = Field(None, ge=1)
     max_tokens: int | None = Field(None, ge=1, le=1 << 24)
+    min_tokens: int | None = Field(None, ge=0, le=1 << 24)
     temperature: float | None = Field(None, ge=0, le=100)
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=-1)

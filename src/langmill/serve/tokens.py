@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
+from langmill.serve.begun import ending_of
 from langmill.serve.errors import FAILURES, Refused
 from langmill.serve.likely import token_text
 from langmill.serve.models import Loaded
@@ -32,6 +33,8 @@ class TokenizeAsked(Asked):
     add_special_tokens: bool = True
     return_token_strs: bool = False
     chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
 
 
 class DetokenizeAsked(Asked):
@@ -104,10 +107,11 @@ async def _ids(state: State, loaded: Loaded, asked: TokenizeAsked) -> list[int]:
     if asked.messages is not None:
         state.models.find(loaded.name, "chat")
         messages = plain(asked.messages, loaded.tokenizer.chat_template or "")
+        ending = ending_of(messages, asked.add_generation_prompt, asked.continue_final_message)
         return await aside(
             loaded,
             size_of(messages),
-            lambda: prompt_of(loaded, messages, asked.tools, asked.chat_template_kwargs),
+            lambda: prompt_of(loaded, messages, asked.tools, asked.chat_template_kwargs, ending),
         )
     text = asked.prompt if asked.prompt is not None else asked.content or ""
     encode = loaded.tokenizer.prompt_ids if asked.add_special_tokens else loaded.tokenizer.encode

@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from langmill.serve.begun import Ending, ids_until
 from langmill.serve.errors import Refused
 from langmill.serve.models import Loaded
 from langmill.serve.tools import ToolUse, as_template_wants, prepared
 from langmill.serve.writing import LONG, aside, in_turn
-from langmill.text.chat import chat_ids
 
 BETWEEN = "\n"  # parts of one message's text
 RESERVED = frozenset(
@@ -20,6 +20,7 @@ RESERVED = frozenset(
         "template",
         "messages",
         "add_generation_prompt",
+        "continue_final_message",
         "tools",
         "bos_token",
         "eos_token",
@@ -99,16 +100,17 @@ def prompt_of(
     messages: Sequence[Mapping[str, Any]],
     tools: Sequence[Mapping[str, Any]] | None = None,
     variables: Mapping[str, Any] | None = None,
+    ending: Ending = "answer",
 ) -> list[int]:
-    """The ids of a conversation, up to where the answer begins; control tokens spelt in it stay text. DataError names
-    the message that the template refuses."""
+    """The ids of a conversation, up to where the answer begins or goes on; control tokens spelt in it stay text.
+    DataError names the message that the template refuses."""
     given = dict(variables or {})
     if taken := sorted(RESERVED.intersection(given)):
         raise Refused(
             f"chat_template_kwargs cannot set {taken[0]}: it follows from the request",
             param="chat_template_kwargs",
         )
-    return chat_ids(loaded.tokenizer, messages, add_generation_prompt=True, tools=tools, **given)
+    return ids_until(loaded.tokenizer, messages, tools, given, ending)
 
 
 async def understood(
@@ -118,16 +120,22 @@ async def understood(
     choice: Any = None,
     parallel: bool = True,
     variables: Mapping[str, Any] | None = None,
+    ending: Ending = "answer",
 ) -> tuple[list[int], ToolUse | None]:
     """The ids of a conversation, in which the model is shown the tools it may call, and how its answer is read for
     calls; None where there are none. Raises as `prompt_of` and `tools.prepared`."""
     use = None
     if tools:
         use = await in_turn(loaded, LONG, lambda: prepared(loaded, tools, choice, parallel))
+    if ending == "begun" and use is not None and use.constraint is not None:
+        raise Refused(
+            "tool_choice forces a call, and the last message is an answer that is begun: leave one of them out",
+            param="tool_choice",
+        )
 
     def ids() -> list[int]:
         shown = as_template_wants(loaded, messages, use)
-        return prompt_of(loaded, shown, None if use is None else use.tools, variables)
+        return prompt_of(loaded, shown, None if use is None else use.tools, variables, ending)
 
     return await aside(loaded, size_of(messages), ids), use
 

@@ -35,7 +35,7 @@ DONE = b"data: [DONE]\n\n"
 @dataclass(frozen=True)
 class Wanted:
     """What to write: `n` answers to a prompt. The rest is as `infer.request.Request` has it; `constraint` makes one for
-    each answer."""
+    each answer. mute: only the prompt is read; the engine writes one token at least, which then nobody is told of."""
 
     prompt: Sequence[int]
     sampling: Sampling
@@ -45,6 +45,7 @@ class Wanted:
     stop_ids: frozenset[int] | None = None
     priority: int = 0
     scored: bool = False
+    mute: bool = False
 
 
 @dataclass
@@ -113,6 +114,7 @@ async def write(state: State, loaded: Loaded, wanted: Sequence[Wanted] | Wanted,
         Asked(
             one.prompt, one.sampling, stop_ids=one.stop_ids, priority=one.priority, logprobs=one.logprobs,
             choice=choice, scored=one.scored, constraint=None if one.constraint is None else one.constraint(),
+            adapter=loaded.adapter,
         )
         for one in prompts
         for choice in range(one.n)
@@ -125,6 +127,8 @@ async def write(state: State, loaded: Loaded, wanted: Sequence[Wanted] | Wanted,
         with loaded.open():
             async with aclosing(merged(streams)) as events:
                 async for choice, event in events:
+                    if prompts[choice // prompts[0].n].mute:
+                        _silence(event)
                     now = time.perf_counter()
                     if event.ids:
                         note = state.metrics.between if told[choice] else state.metrics.first
@@ -141,6 +145,12 @@ async def write(state: State, loaded: Loaded, wanted: Sequence[Wanted] | Wanted,
                     yield choice, event
     finally:
         state.limits.spend(key, sum(counts))
+
+
+def _silence(event: Event) -> None:
+    event.ids, event.likely, event.text = [], [], ""
+    if event.finish == "stop":
+        event.finish = "length"
 
 
 async def whole(
