@@ -17,6 +17,7 @@ from langmill.text.answer import (
     answer_places,
     answer_targets,
     best_answers,
+    best_threshold,
     encode_question,
     exact_match,
     f1,
@@ -184,3 +185,23 @@ def test_exact_match_and_overlap() -> None:
     assert f1("red red", ["red"]) == pytest.approx(2 / 3)
     assert f1("在巴黎", ["巴黎"]) == pytest.approx(4 / 5)  # by character
     assert f1("the", ["a"]) == 1 and f1("the", ["cat"]) == 0
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([-np.inf, -3.0, -0.5, 0.0, 2.0, np.inf]), st.integers(0, 4), st.integers(0, 1)
+        ),
+        min_size=1,
+        max_size=8,
+    )
+)
+def test_no_threshold_does_better_than_the_best(questions: list[tuple[float, int, int]]) -> None:
+    margins, said, empty = (list(values) for values in zip(*questions, strict=True))
+
+    def mean(at: float) -> float:
+        return float(np.mean([e if m > at else s for m, s, e in zip(margins, said, empty, strict=True)]))
+
+    found = best_threshold(margins, said, empty)
+    assert mean(found) == max(mean(at) for at in (-9, -3, -2, -0.5, -0.2, 0, 1, 2, 9))
+    assert found == 0 or mean(found) > mean(0)

@@ -53,21 +53,28 @@ def found(
     asked: Sequence[tuple[str, str, str]],
     limit: Limit,
     counted: Counter[str],
+    threshold: float | None = None,
     **how: Any,
 ) -> Iterator[dict[str, Any]]:
-    """{"question"} and what `best_answers` gives for each (where, question, context); `how` goes to it. DataError names
-    the row whose question or context cannot be read."""
+    """{"question"} and what `best_answers` gives for each (where, question, context); `how` goes to it. threshold: None
+    for the model's own. DataError names the row whose question or context cannot be read."""
     windows: list[list[ContextWindow]] = []
     for number, (where, question, context) in enumerate(asked):
         try:
             windows.append(encode_question(tokenizer, question, context, limit, counted, number))
         except DataError as error:
             raise DataError(f"{where}: {error}") from None
+    if threshold is None:
+        threshold = (
+            model.config.head.threshold
+            if isinstance(model.config, ModelConfig) and model.config.head
+            else 0.0
+        )
     scores = token_scores(model, [window.encoded for own in windows for window in own])
     for (_, question, context), own in zip(asked, windows, strict=True):
         parts = [next(scores) for _ in own]
         starts, ends = ([score[:, side] for score in parts] for side in (0, 1))
-        yield {"question": question, **best_answers(context, own, starts, ends, **how)}
+        yield {"question": question, **best_answers(context, own, starts, ends, threshold=threshold, **how)}
 
 
 def _question(row: Row, settings: AnswerSettings) -> str:

@@ -146,7 +146,11 @@ class AnswerSettings(ReadSettings):
     question: str | None = Field(None, description="the question to ask of every text; none: in the rows")
     n_best: int = Field(1, ge=1, description="answers to list for each question")
     max_answer: int = Field(30, ge=1, description="tokens of an answer, at most")
-    threshold: float = Field(0.0, description="how much likelier no answer must be to be said")
+    threshold: float | None = Field(
+        None,
+        description="how much likelier no answer must be to be said; none: what did best on questions held out from "
+        "finetune, or 0",
+    )
 
 
 class TranslateSettings(ReadSettings):

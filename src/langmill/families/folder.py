@@ -20,6 +20,7 @@ from torch import Tensor
 from langmill.common.errors import ModelError
 from langmill.common.files import atomic_folder, write_json
 from langmill.families import family, modules, quantised, weights
+from langmill.families.heads import threshold_of
 from langmill.model.config import Config, LSTMConfig, ModelConfig
 from langmill.model.recurrent import LSTM
 from langmill.model.transformer import Transformer
@@ -127,6 +128,9 @@ def assemble(
             config = _untied(
                 kind, kind.adjust(config, names) if hasattr(kind, "adjust") else config, names, read
             )
+            if config.head is not None and config.head.task == "answer":
+                head = dataclasses.replace(config.head, threshold=threshold_of(theirs))
+                config = dataclasses.replace(config, head=head)
     except ModelError as error:
         raise ModelError(f"{where}: {error}") from None
     depth = (
@@ -196,10 +200,15 @@ def export_config(config: Config) -> tuple[dict[str, Any], Any]:
     if isinstance(config, LSTMConfig):
         kind = family("langmill_lstm", "config")
         return kind.export(config), kind
+    head = config.head
+    shape = (
+        config if head is None else dataclasses.replace(config, head=dataclasses.replace(head, threshold=0.0))
+    )
+    own = {"answer_threshold": head.threshold} if head is not None and head.threshold else {}
     for kind in dict.fromkeys(modules().values()):
-        theirs = kind.export(config) if "lstm" not in kind.MODEL_TYPES[0] else None
+        theirs = kind.export(shape) if "lstm" not in kind.MODEL_TYPES[0] else None
         if theirs is not None:
-            return theirs, kind
+            return theirs | own, kind
     raise ModelError(f"no known family has this shape, so other tools could not load it: {config}")
 
 

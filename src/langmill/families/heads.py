@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -94,6 +95,14 @@ def reader_head(
         case "answer":
             return Head(2, False, True, task="answer")
     return Head(len(labels), False, True, dense, pool="first", task=task, labels=labels)
+
+
+def threshold_of(theirs: Mapping[str, Any]) -> float:
+    """How much likelier "no answer" must be to be said, of a model that was taught to point at answers here."""
+    given = theirs.get("answer_threshold", 0.0)
+    if isinstance(given, bool) or not isinstance(given, int | float) or not math.isfinite(given):
+        raise ModelError(f"config.json: answer_threshold is {given!r}, not a number")
+    return float(given)
 
 
 def described(head: Head) -> dict[str, Any]:

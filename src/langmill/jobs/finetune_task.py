@@ -109,6 +109,8 @@ def run(
     outcome = learn(settings, work, folder, quiet)
     found = scored(settings, work, work.model.eval(), True)
     figures = {**found.figures, "loss": _finite(found.figures["loss"])}
+    if work.settle is not None and len(work.held):
+        work.settle(work.model, found.figures)
     if not settings.out.exists():
         lineage = lineage_of(
             settings, _about(work, tokenizer), settings.model, {"steps": outcome.steps, **figures}

@@ -42,7 +42,8 @@ class Work:
     score: figures of a model in evaluation mode on `held`, "loss" among them only where it is made on the way; `whole`
     asks for the report's parts too.
     best: the figure by which the best checkpoint is chosen, `higher` or lower. what: the items' name in words.
-    note: what the user should know of the items beside their counts.
+    note: what the user should know of the items beside their counts. settle: writes into the model's settings what the
+    last figures, made with items held out, say of its use.
     """
 
     model: Transformer
@@ -59,6 +60,7 @@ class Work:
     use: Sequence[tuple[str, str]]
     facts: dict[str, Any] = field(default_factory=dict)
     note: str = ""
+    settle: Callable[[Transformer, Mapping[str, float]], None] | None = None
 
 
 Prepare = Callable[[FinetuneSettings, Transformer, Tokenizer, Ledger, bool], Work]

@@ -110,6 +110,7 @@ class Head:
     out is the transformed state. tied: the matrix is the input embedding's. bias: one number a score.
     transform: an activation behind a dense layer of the stack's width, None for neither; transform_norm: then a norm.
     scale: what states are multiplied by before the matrix. task: what the scores mean; labels: their names.
+    threshold: of one that points at answers, how much likelier "no answer" must be to be said.
     """
 
     outputs: int
@@ -121,6 +122,7 @@ class Head:
     pool: Pool | None = None
     task: Task = "text"
     labels: tuple[str, ...] = ()
+    threshold: float = 0.0
 
     def __post_init__(self) -> None:
         if self.outputs < 0 or (self.outputs == 0 and (self.tied or self.bias)):

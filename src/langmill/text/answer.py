@@ -31,6 +31,7 @@ from langmill.text.tasks import Limit, TooLong
 from langmill.text.tokenizer import Tokenizer
 
 Span = tuple[int, int]
+NEVER = 1e9  # a threshold under which "no answer" is never said
 COMPETE = 20  # spans that share the probability, however few are listed
 NOWHERE = "questions whose answers are whole in no window"
 _ARTICLES = regex.compile(r"\b(a|an|the)\b")
@@ -154,6 +155,23 @@ def _top(
     lasts = np.concatenate([np.arange(more, size) for more in lengths])
     order = np.argsort(-scores, kind="stable")[:count]
     return list(zip(firsts[order].tolist(), lasts[order].tolist(), scores[order].tolist(), strict=True))
+
+
+def best_threshold(margins: ArrayLike, said: ArrayLike, empty: ArrayLike) -> float:
+    """The threshold under which questions do best in the mean, as SQuAD 2.0's script finds it.
+
+    margins: of each question by how much "no answer" beats its best span, which may be infinite; said, empty: the mark
+    that the span gets, and that an empty answer gets. It lies midway between two margins, or 1 beyond all; of equals
+    the nearest to 0 is taken, and 0 itself where it does as well.
+    """
+    margin_K, said_K, empty_K = (np.asarray(values, np.float64) for values in (margins, said, empty))
+    finite = np.unique(margin_K[np.isfinite(margin_K)])
+    if not len(finite):
+        return 0.0
+    between = np.concatenate(([finite[0] - 1], (finite[1:] + finite[:-1]) / 2, [finite[-1] + 1], [0.0]))
+    candidates = between[np.argsort(np.abs(between), kind="stable")]
+    means = [np.where(margin_K > at, empty_K, said_K).mean() for at in candidates]
+    return float(candidates[int(np.argmax(means))])
 
 
 def _stripped(text: str, start: int, end: int) -> Span:
