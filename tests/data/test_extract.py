@@ -20,6 +20,8 @@ PAGE = (
     f"<body><nav><a href=/>Home</a><a href=/b>About</a></nav><article><h1>Apples</h1><p>{WORDS * 3}</p>"
     f"<p>Café 你好 مرحبا {WORDS * 2}</p></article><footer>Copyright, all rights reserved</footer></body></html>"
 )
+JAPANESE = "宣言は間違っていますが、この文章はシフトJISで書かれています。東京の天気は今日も晴れでした。"
+RUSSIAN = "Привет, это письмо по-русски, хотя заголовок говорит иначе. Погода сегодня хорошая."
 
 
 def test_a_page_gives_its_main_text_and_what_it_says_of_itself() -> None:
@@ -56,6 +58,13 @@ def test_what_the_libraries_think_goes_nowhere_and_others_are_heard(
         ("\ufeffhello".encode("utf-16"), "", "hello", "utf-16"),
         (b"caf\xe9", "no-such-encoding", "café", "windows-1252"),
         (b"a\xe9", "zlib", "aé", "windows-1252"),  # a codec, and no encoding of text
+        ("明日の会議".encode("iso2022_jp"), "ISO-2022-JP", "明日の会議", "iso-2022-jp"),  # which is ASCII too
+        ("明日の会議".encode("iso2022_jp"), "", "明日の会議", "iso-2022-jp"),
+        (JAPANESE.encode("shift_jis"), "utf-8", JAPANESE, "cp932"),  # of which nothing that is named is true
+        (RUSSIAN.encode("cp1251"), "us-ascii", RUSSIAN, "cp1251"),
+        (b"%s\xff." % ("你好" * 9).encode(), "", "你好" * 9 + "\ufffd.", "utf-8"),
+        ("<b>caféé".encode()[:-1], "", "<b>café", "utf-8"),  # cut within a character
+        ("“Größe” des Käses".encode("cp1252"), "ascii", "“Größe” des Käses", "windows-1252"),
     ],
 )
 def test_bytes_are_read_by_what_they_are_before_what_was_declared(
@@ -78,9 +87,21 @@ def test_a_mail_gives_subject_and_text_and_not_who_wrote_it() -> None:
     [(text, meta)] = mail(bytes(message))
     assert text == "Apples\n\nThey are ripe. Grüße, 你好\n"
     assert meta == {"date": "Mon, 02 Jan 2023 10:00:00 +0000", "id": "<2@x>", "thread": "<1@x>"}
+    message.add_attachment("What else there is", filename="more.txt")
+    assert mail(bytes(message)) == [(text, meta | {"attachments": 1})]
     only = letter()
     only.set_content(PAGE, subtype="html")
     assert WORDS.strip() in mail(bytes(only))[0][0]
+
+
+def test_a_subject_in_bytes_of_no_stated_encoding_is_read_as_the_text_is() -> None:
+    text = "Grüße aus Köln\n\n> Who asks?\nÄpfel"
+    assert mail(f"Subject: {text}".encode("cp1252")) == [(text, {})]
+
+
+def test_bytes_that_fit_no_encoding_are_set_aside() -> None:
+    with pytest.raises(Unusable, match="neither UTF-8 nor shift_jis"):
+        decoded(b"<p>" + b"a\x81 \x8d " * 50, "shift_jis")
 
 
 @pytest.mark.parametrize(

@@ -128,19 +128,24 @@ def test_pages_mail_and_archives_are_read(tmp_path: Path) -> None:
     from warcio.warcwriter import WARCWriter
 
     raw = tmp_path / "raw"
-    page = f"<html><title>T</title><body><article><p>{PROSE * 4}</p></article></body></html>".encode()
+    head = "<title>T</title><meta name=robots content=noindex>"
+    page = f"<html>{head}<body><article><p>{PROSE * 4}</p></article></body></html>".encode()
     put(raw / "a.html", page)
     out = BytesIO()
     writer = WARCWriter(out, gzip=True)
     for kind, status, body in (("text/html; charset=utf-8", "200 OK", page), ("image/png", "200 OK", b"png"),
                                ("text/html", "404 Gone", page), ("text/plain", "200 OK", PROSE.encode())):  # fmt: skip
-        headers = StatusAndHeaders(status, [("Content-Type", kind)], protocol="HTTP/1.1")
+        asks = [("Content-Type", kind), ("X-Robots-Tag", "noai")]
+        headers = StatusAndHeaders(status, asks, protocol="HTTP/1.1")
         record = writer.create_warc_record(
             "http://x.org/p", "response", payload=BytesIO(body), http_headers=headers
         )
         writer.write_record(record)
     put(raw / "b.warc.gz", out.getvalue())
     put(raw / "cut.warc.gz", out.getvalue()[:-40])
+    plain = zstandard.ZstdCompressor().compress(gzip.decompress(out.getvalue()))
+    put(raw / "b2.warc.zst", plain)
+    put(raw / "cut2.warc.zst", plain[:-40])
     box = mailbox.mbox(raw / "c.mbox")
     for number in range(3):
         message = EmailMessage()
@@ -150,8 +155,10 @@ def test_pages_mail_and_archives_are_read(tmp_path: Path) -> None:
     box.flush()
     kept, gone, _ = prepared(tmp_path)
     assert PROSE.strip() in texts(kept)["raw/a.html#00000000"]
-    assert json.loads(kept["raw/b.warc.gz#00000001"]["meta"])["url"] == "http://x.org/p"
-    assert texts(kept)["raw/b.warc.gz#00000004"] == PROSE
+    meta = json.loads(kept["raw/b.warc.gz#00000001"]["meta"])
+    assert meta["url"] == "http://x.org/p" and meta["robots"] == "noindex, noai"
+    assert texts(kept)["raw/b.warc.gz#00000004"] == texts(kept)["raw/b2.warc.zst#00000004"] == PROSE
+    assert any(id.startswith("raw/cut2.warc.zst") and "damaged" in why for id, why in gone.items())
     assert [texts(kept)[f"raw/c.mbox#{i + 1:08d}"].rstrip() for i in range(3)] == [
         f"Letter {i}\n\nFrom here on, {PROSE}".rstrip() for i in range(3)
     ]
@@ -170,20 +177,26 @@ def test_posts_become_threads_in_order_of_time(tmp_path: Path) -> None:
         {"n": 2, "re": 1, "who": "b", "at": 10, "body": {"said": "second"}},
         {"n": 9, "re": 8, "who": "x", "at": 1, "body": {"said": "loop"}},
         {"n": 8, "re": 9, "who": "y", "at": 2, "body": {"said": "loop"}},
+        {"n": 7, "re": 8, "who": "z", "at": 3, "body": {"said": "leads to it"}},
+        {"who": "w", "at": 4, "body": {"said": "alone"}},
     ]
     put(tmp_path / "raw" / "a.jsonl", "\n".join(map(json.dumps, rows)))
     fields = ["id=n", "parent=re", "author=who", "time=at"]
     kept, _, _ = prepared(tmp_path, text_field="body.said", fields=fields)
-    assert list(texts(kept).values()) == ["a: first\nb: second\nc: third", "x: loop\ny: loop"]
+    assert list(texts(kept).values()) == [
+        "a: first\nb: second\nc: third",
+        "x: loop\ny: loop\nz: leads to it",
+        "w: alone",
+    ]
     with pytest.raises(UsageError, match="read.fields"):
         check_fields(InputSettings(fields=["nobody=x"]))
 
 
-@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9) | st.none()), max_size=30))
-def test_every_post_stands_in_one_thread(links: list[tuple[int, int | None]]) -> None:
-    posts = [
-        Post(i, f"t{i}", 2, str(a), None, None if b is None else str(b)) for i, (a, b) in enumerate(links)
-    ]
+@given(
+    st.lists(st.tuples(st.sampled_from("abcdefghi") | st.none(), st.sampled_from("abcdefghi") | st.none()))
+)
+def test_every_post_stands_in_one_thread(links: list[tuple[str | None, str | None]]) -> None:
+    posts = [Post(i, f"t{i}", 2, id, None, parent) for i, (id, parent) in enumerate(links)]
     found = [line for _, text, _, _ in threads(posts) for line in text.split("\n")]
     assert sorted(found) == sorted(post.text for post in posts)
 

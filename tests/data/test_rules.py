@@ -144,6 +144,25 @@ def test_gopher_says_why() -> None:
         "too few stop words",
     ]
     assert said(GopherQuality(min_words=None, min_stop_words=None), PROSE) == [None]
+
+
+def test_stop_words_are_asked_of_their_own_language() -> None:
+    german = "Werkzeuge lesen Geschriebenes " * 30
+    metas = [
+        '{"url":"x","language":"de","language_score":0.991}',
+        '{"language":"de","language_score":0.310}',
+        '{"language":"en","language_score":0.991}',
+        '{"language":"und","language_score":0.000}',
+        '{"language":"de","language_score":0.991}',
+    ]
+    rows = batch(german, german, german, german, "kurz")
+    rows = rows.set_column(rows.schema.get_field_index("meta"), "meta", pa.array(metas))
+    dropped = GopherQuality()(rows).column("dropped").to_pylist()
+    few = "gopher_quality: too few stop words"
+    assert dropped == [None, few, few, few, "gopher_quality: too few words"]
+
+
+def test_gopher_repetition_says_why() -> None:
     repeated = said(GopherRepetition(), "", "one line\n" * 4, "word " * 9, PROSE * 3, f"{PROSE}{VARIED}")
     assert repeated == ["empty", "repeated lines", "most frequent 2-gram", "most frequent 4-gram", None]
     assert said(GopherRepetition(top=()), PROSE * 3) == ["repeated 5-grams"]
@@ -181,6 +200,8 @@ def test_c4_keeps_lines_that_end_sentences() -> None:
         "too few sentences",
     ]
     assert said(C4(), more) == ["too few sentences"]
+    hindi = "शहर की समृद्धि इसी बंदरगाह की देन है। सुबह होते ही पहली नावें समुद्र में निकल जाती हैं।"
+    assert said(C4(min_sentences=1), hindi, hindi.replace("।", ";")) == [None, "too few sentences"]
     assert said(C4(min_sentences=None, curly_brackets=False, lorem_ipsum=False), "Lorem ipsum {a}.") == [None]
     with pytest.raises(UsageError, match="ASCII"):
         C4(policies=("使用",))

@@ -81,6 +81,14 @@ def test_links_neither_loop_nor_climb_out(tmp_path: Path) -> None:
     assert listed(raw, follow=True)[0] == ["raw/in/a.txt", "raw/out.txt"]
 
 
+def test_what_was_prepared_below_a_source_is_none_of_it(tmp_path: Path) -> None:
+    put(tmp_path / "raw" / "a.txt")
+    for name in ("manifest.json", "report.html", "clean/part-00000.parquet"):
+        put(tmp_path / "raw" / "out" / name)
+    found, gone = listed(tmp_path / "raw")
+    assert found == ["raw/a.txt"] and gone == {"raw/out": "a prepared folder: give its clean folder"}
+
+
 @pytest.mark.parametrize(
     ("name", "format"),
     [("a.TXT", ".txt"), ("a.warc.gz", ".warc"), ("a.jsonl.zst", ".jsonl"), ("a.pdf.gz", ""),

@@ -12,6 +12,7 @@ import pytest
 from langmill.cli import run as cli
 from langmill.common.errors import UsageError
 from langmill.common.files import run_lock, sha256
+from langmill.common.prepare_settings import RuleSettings
 from langmill.common.settings import ForgetSettings, PrepareSettings, ShardsSettings, TokenizerTrainSettings
 from langmill.data.forgotten import load
 from langmill.data.shards import Shards
@@ -26,6 +27,7 @@ TEXTS = [
     f"Boat {i} went down the river, with {i * 7 % 31} cows and a letter for house {i}." for i in range(40)
 ]
 SECRET = "Boat 13 went"
+PROSE = " ".join(f"word{i}" for i in range(100))
 
 
 @pytest.fixture
@@ -87,6 +89,22 @@ def test_shards_made_of_a_clean_set_lose_the_document_and_models_are_named(place
     assert again.counts["shards"] == 2 and again.counts["models"] == 3 and len(texts(place / "two")) == 38
     model(place / "later", prepared([place / "shards"]))
     assert {Path(m).name for m in told(place, id=["raw/08.txt"]).extra["models"]} >= {"later", "adapted"}
+
+
+def test_what_a_rule_left_out_is_shown_no_more(tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    for name, text in (("a", "Ada said so. " * 40), ("b", PROSE)):
+        row = json.dumps({"text": text, "title": f"of {name}", "id": f"own-{name}"})
+        (tmp_path / "raw" / f"{name}.jsonl").write_text(row, encoding="utf-8")
+    ruled = settings(tmp_path).model_copy(update={"rules": RuleSettings(preset="repetition")})
+    prepare.run(ruled, quiet=True)
+    shown = [tmp_path / "out" / "report.html", *(tmp_path / "out.run").rglob("dropped.parquet")]
+    assert sum(b"Ada said" in file.read_bytes() or b"of a" in file.read_bytes() for file in shown) == 2
+    asked = ForgetSettings(folder=tmp_path / "out", match=["Ada said"])
+    assert forget.run(asked, quiet=True).counts["removed"] == 1
+    prepare.run(ruled.model_copy(update={"force": True}), quiet=True)
+    shown = [tmp_path / "out" / "report.html", *(tmp_path / "out.run").rglob("dropped.parquet")]
+    assert not any(b"Ada said" in file.read_bytes() or b"of a" in file.read_bytes() for file in shown)
 
 
 def test_models_made_after_are_not_named(place: Path) -> None:

@@ -99,7 +99,8 @@ def test_every_document_is_kept_or_counted_and_the_clean_set_is_sorted(raw: Path
     assert sorted(told) == ["raw/rows.jsonl#00000121", "raw/sheet.xlsx", "raw/texts/bad.txt"]
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert (
-        "near_duplicates" in page
+        "near_duplicates: nearly the same text as another (10)" in page
+        and page.count("stays for it: raw/") == 6  # three samples of exact copies, and of near ones
         and "pairs were compared; 10 were alike." in page
         and "<script" not in page
         and "http" not in page.replace("http-equiv", "")
@@ -245,6 +246,11 @@ def test_rules_are_chosen_and_their_thresholds_checked(raw: Path, tmp_path: Path
     for wrong in ("gopher_quality.min_word=5", "gopher_quality.min_words=many", "fineweb"):
         with pytest.raises(UsageError, match=r"rules.thresholds"):
             recipe(settings(raw, tmp_path, rules={"preset": "web", "thresholds": [wrong]}), tmp_path)
+    (tmp_path / "none.txt").write_text("# none\n", encoding="utf-8")
+    for wrong, told in (("words", "holds no word"), ("decontaminate", "holds no text of 8 words")):
+        given = f"x={tmp_path / 'none.txt'}" if wrong == "words" else str(tmp_path / "none.txt")
+        with pytest.raises(DataError, match=told):  # before any work
+            recipe(settings(raw, tmp_path, rules={wrong: [given]}), tmp_path)
 
 
 def test_personal_details_are_masked_and_counted(raw: Path, tmp_path: Path) -> None:
@@ -267,6 +273,7 @@ def test_personal_details_are_masked_and_counted(raw: Path, tmp_path: Path) -> N
 
 def test_why_tells_each_fate(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = str(tmp_path / "out")
+    (raw / "more.jsonl").write_text(json.dumps({"text": "\x00", "id": 7001}), encoding="utf-8")
     prepare.run(settings(raw, Path(out)), quiet=True)
 
     def fate(id: str) -> dict[str, Any]:
@@ -277,6 +284,7 @@ def test_why_tells_each_fate(raw: Path, tmp_path: Path, capsys: pytest.CaptureFi
     copy = fate("raw/rows.jsonl#1")  # the longer copy stays
     assert copy["became"] == "dropped" and "a copy of raw/rows.jsonl#00000111, which stays" in copy["why"]
     assert fate("raw/rows.jsonl#121")["why"] == "read: broken JSON"
+    assert fate("7001")["why"] == "tidy: no text is left"  # by an own id, of what was dropped too
     assert fate("raw/texts/bad.txt")["why"] == "read: not UTF-8"
     assert fate("raw/sheet.xlsx")["why"] == "read: not a known format (.xlsx)"
     assert "nothing here is called" in say(capsys, "data", "why", out, "raw/none.txt")["error"]["message"]
@@ -313,10 +321,14 @@ def test_what_is_forgotten_is_nowhere_and_stays_away(
     assert (
         "nothing was removed" in say(capsys, "data", "forget", str(out), "--id", "nobody")["error"]["message"]
     )
+    blank = say(capsys, "data", "forget", str(out), "--match", " ")
+    assert not blank["ok"] and "an empty --match" in blank["error"]["message"]
     again_asked = say(capsys, "data", "forget", str(out), "--match", "no such words at all")
-    assert not again_asked["ok"]
-    assert say(capsys, "data", "forget", str(out), "--match", " ")["counts"]["removed"] == 108 + 22
-    assert ids(out) == [] and (out / "manifest.json").is_file()  # the 22 are copies, which the units held
+    assert not again_asked["ok"] and "details were replaced before" in again_asked["error"]["message"]
+    assert say(capsys, "data", "forget", str(out), "--match", ":")["counts"]["removed"] == 108 + 22 + 1
+    assert (
+        ids(out) == [] and (out / "manifest.json").is_file()
+    )  # the 22 are copies, which the units held, the one is a broken row
 
 
 def test_report_is_made_again_from_the_folder(

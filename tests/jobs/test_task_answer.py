@@ -17,19 +17,24 @@ from langmill.jobs import finetune
 from langmill.model.config import Head, Learned, ModelConfig, StackConfig, Tokens
 from langmill.model.init import init_
 from langmill.model.transformer import Transformer
+from langmill.text.answer import NEVER
 from langmill.text.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """Of a few steps, after which a model says "no answer" whatever it is asked."""
-    folder = tmp_path_factory.mktemp("answers")
+    return taught(tmp_path_factory.mktemp("answers"), 5, "num_train_epochs=4")
+
+
+def taught(folder: Path, none: int, *more: str) -> tuple[Path, dict[str, Any]]:
+    """A model and its figures, after questions of which each `none`-th has no answer."""
     rows = []
-    for i in range(60):
+    for i in range(1, 61):
         context = f"Row {i} was seen by Ada at night. " + "Nothing else is said here at all. " * 4
         given = (
             {"text": ["Ada"], "answer_start": [context.index("Ada")]}
-            if i % 5
+            if i % none
             else {"text": [], "answer_start": []}
         )
         rows.append(json.dumps({"id": str(i), "question": "Who?", "context": context, "answers": given}))
@@ -47,7 +52,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
     )
     init_(model, 0)
     save(model, tokenizer, folder / "bert")
-    words = ["num_train_epochs=4", "holdout=0.3", "learning_rate=1e-3", "threads=1", "device=cpu"]
+    words = [*more, "holdout=0.3", "learning_rate=1e-3", "threads=1", "device=cpu"]
     asked = {"model": str(folder / "bert"), "data": [str(folder / "rows.jsonl")], "task": "answer"}
     report = finetune.run(configure(FinetuneSettings, None, words, **asked, out=folder / "out"), quiet=True)
     return folder / "out", report.figures
@@ -71,6 +76,14 @@ def test_the_threshold_is_kept_with_the_model_and_used(learned: tuple[Path, dict
     assert model.config.head.threshold == threshold
     own, named, plain = said(folder), said(folder, f"threshold={threshold}"), said(folder, "threshold=0")
     assert own == named != plain and not any(one["answer"] for one in plain)
+
+
+def test_where_every_question_has_an_answer_none_is_withheld(tmp_path: Path) -> None:
+    folder, figures = taught(tmp_path, 10**6, "max_steps=1")
+    assert figures["answer_threshold"] == NEVER
+    assert all(one["answer"] for one in said(folder)) and not all(
+        one["answer"] for one in said(folder, "threshold=0")
+    )
 
 
 @pytest.mark.parametrize("wrong", ["NaN", '"much"', "true"])

@@ -71,6 +71,8 @@ def test_pseudonyms_of_machines_are_reserved() -> None:
     assert pseudonym("fe80::1", "ip", ONE).startswith("2001:db8:")
     assert pseudonym("00:1A:2B:3C:4D:5E", "mac", ONE).startswith("02:")
     assert re.fullmatch(r"ftp://user-\w+:\w+@example\.org", pseudonym("ftp://a:b@c/d", "url", ONE))
+    taxpayer = pseudonym("536-90-4399", "us_ssn", ONE)  # 9xx-50 and more are given to those who have no SSN
+    assert taxpayer[0] == "9" and taxpayer[4] == "0"
     assert not CHECKS["card"](pseudonym("4111111111111111", "card", ONE))
 
 

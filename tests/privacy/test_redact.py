@@ -60,6 +60,22 @@ def test_a_batch_is_redacted_in_place() -> None:
     assert json.loads(again["meta"].to_pylist()[0])["redacted"] == {"email": 2}
 
 
+def test_titles_are_redacted_and_what_names_a_document_stays() -> None:
+    meta = {
+        "id": "<1@x.org>",
+        "url": "https://x.org/20240102030405",
+        "title": f"{MAIL}, 你好",
+        "language": "en",
+    }
+    made = Redact("label")(batch(QUIET, MAIL, meta=json.dumps(meta, ensure_ascii=False)))
+    first, second = (json.loads(one) for one in made["meta"].to_pylist())
+    assert first == meta | {"title": "write to [EMAIL], 你好", "redacted": {"email": 1}}
+    assert second["redacted"] == {"email": 2} and '"language":"en"' in made["meta"].to_pylist()[0]
+    assert Redact()(batch(MAIL, meta=json.dumps(meta), dropped={0: "no"}))["meta"].to_pylist() == [
+        json.dumps(meta)
+    ]
+
+
 @given(st.lists(st.lists(st.sampled_from(SNIPPETS), max_size=8).map("".join), max_size=6))
 def test_columns_and_single_texts_agree(texts: list[str]) -> None:
     """Gates that Arrow asks of a column are open wherever the patterns would find something."""

@@ -33,6 +33,7 @@ class InputSettings(Settings):
             "lang",
             "language",
             "thread",
+            "robots",
         ],
         description="fields of a row that are kept beside its text (repeatable)",
     )
@@ -52,7 +53,10 @@ class InputSettings(Settings):
         2 << 30, ge=256 << 20, description="memory that reading one page, PDF or mail may take"
     )
     expansion: int = Field(
-        200, ge=2, description="a compressed file that grows more than so many times is set aside as a bomb"
+        200,
+        ge=2,
+        description="a compressed file that grows more than so many times, beyond 1 GiB, is a bomb and "
+        "set aside",
     )
     follow_links: bool = Field(False, description="read links that lead out of their source too")
 

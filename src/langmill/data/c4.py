@@ -1,6 +1,7 @@
 """C4's rules (Raffel et al. 2020, arXiv:1910.10683, section 2.2) as a step, and a step that joins wrapped lines.
 
-Rules and their meaning are datatrove's: lines that end no sentence are left out, and texts with too little left.
+Rules and their meaning are datatrove's: lines that end no sentence are left out, and texts with too little left. Signs
+of more scripts than Latin end a sentence.
 Hard-wrapped prose loses nearly all of its lines that way: put `JoinLines` first where texts are wrapped.
 R rows, L lines.
 """
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 CITATION = re.compile(r"\[\d*]|\[edit]|\[citation needed]")
-ENDS = (".", "?", "!", '"', "'")
+ENDS = (".", "?", "!", '"', "'", *"\u0964\u0965\u061f\u06d4\u1362")  # of Hindi, Arabic, Urdu, Amharic too
 POLICIES = (
     "terms of use",
     "privacy policy",

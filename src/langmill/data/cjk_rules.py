@@ -26,6 +26,7 @@ CJK_QUALITY = GopherQuality(
     max_signs=0.06,
     min_with_letters=0.7,  # prose has 7 to 20 % punctuation, each sign a word
     stop_words=STOP_CHARACTERS,
+    language=None,
     single=True,
     name="cjk_quality",
 )

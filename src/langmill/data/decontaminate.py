@@ -52,9 +52,13 @@ class Decontaminate:
     def __call__(self, batch: pa.Table) -> pa.Table:
         return judge(batch, self.name, self.judge, by_characters=None)
 
+    def read(self) -> Tests:
+        """What is looked for; read once in a process."""
+        return _tests(self.against, self.words, self.least_words, self.characters, self.least_characters)
+
     def judge(self, rows: list[str]) -> Verdict:
         """(R,) which rows hold something of the first file, of the second, ..."""
-        tests = _tests(self.against, self.words, self.least_words, self.characters, self.least_characters)
+        tests = self.read()
         texts = Texts(rows, fold=True)
         alone = _alone(texts)
         names = [Path(file).name for file in self.against]

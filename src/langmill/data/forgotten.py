@@ -38,8 +38,16 @@ class Forget:
             gone, pc.coalesce(batch["dropped"], pa.scalar(f"{NAME}: {REASON}")), batch["dropped"]
         )
         batch = batch.set_column(batch.column_names.index("dropped"), "dropped", dropped)
-        text = pc.if_else(gone, pa.scalar("", pa.large_string()), batch["text"])
-        return batch.set_column(batch.column_names.index("text"), "text", text)
+        return _blank(batch, gone)
+
+
+def _blank(rows: pa.Table, gone: pa.Array) -> pa.Table:
+    """The rows, without text and meta where `gone`."""
+    for place, name in enumerate(rows.column_names):
+        if name in ("text", "meta"):
+            nothing = pa.scalar("{}" if name == "meta" else "", rows.schema.field(place).type)
+            rows = rows.set_column(place, name, pc.if_else(gone, nothing, rows[name]))
+    return rows
 
 
 def known_as(key: bytes, text: str) -> str:
@@ -96,8 +104,7 @@ def purge(folder: Path, hashes: set[str], key: bytes, shape: Shape | None) -> in
                 writer.write_table(batch.filter(pa.array(mask)))
                 _recount(unit["flows"][NAME], amount(batch["text"].filter(pa.array(~mask))))
         with ParquetWriter(fresh / "dropped.parquet", dropped.schema, compression="zstd") as writer:
-            text = pc.if_else(pa.array(left), dropped["text"], pa.scalar("", pa.string()))
-            writer.write_table(dropped.set_column(dropped.column_names.index("text"), "text", text))
+            writer.write_table(_blank(dropped, pa.array(~left)))
         signed(fresh, shape)
         write_json(
             fresh / "unit.json", {k: unit[k] for k in ("source", "pieces", "flows")}, "prepared unit", VERSION

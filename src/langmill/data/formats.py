@@ -21,7 +21,7 @@ from langmill.common.prepare_settings import InputSettings
 from langmill.common.settings import DataSettings
 from langmill.data import readers
 from langmill.data.chats import Unusable, json_rows
-from langmill.data.extract import LARGEST, decoded
+from langmill.data.extract import LARGEST
 from langmill.data.guard import Guard
 from langmill.data.pipeline import Ledger
 from langmill.data.sources import Piece, grouped
@@ -318,7 +318,8 @@ def warc(reading: Reading) -> Iterator[Record]:
         raise MissingExtra("data", "warcio") from None
     place = 0
     try:
-        with open(reading.path, "rb") as stream:
+        packed = reading.path.suffix.lower() == ".zst"  # of .gz the package needs the members, one a record
+        with reading.open() if packed else open(reading.path, "rb") as stream:
             archive = iter(ArchiveIterator(stream))
             while (record := _following(archive)) is not None:
                 if record.rec_type not in ("response", "resource", "conversion"):
@@ -357,16 +358,15 @@ def _archived(reading: Reading, place: int, record: Any) -> Iterator[Record]:
         "date": record.rec_headers.get_header("WARC-Date"),
     }
     meta = {name: value for name, value in known.items() if value}
+    header = http.get_header("X-Robots-Tag")
     if len(data) <= LARGEST and record.length and ends - begins < record.length - begins:
         return reading.reject(
             place, "record is cut short", len(data), "", f"{ends} of {record.length} bytes are there"
         )
-    if kind.strip() == "text/plain":
-        found: Iterator[Record] = iter([Record(place, decoded(data, charset)[0], len(data))])
-    else:
-        found = guarded(reading, place, "html", data, charset)
-    for one in found:
-        yield Record(one.place, one.text, one.size, one.meta | meta)
+    for one in guarded(reading, place, "plain" if kind.strip() == "text/plain" else "html", data, charset):
+        robots = [asked for asked in (one.meta.get("robots"), header) if asked]
+        told = {"robots": ", ".join(robots)} if robots else {}
+        yield Record(one.place, one.text, one.size, one.meta | meta | told)
 
 
 READ: dict[str, Callable[[Reading], Iterator[Record]]] = {

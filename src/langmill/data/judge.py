@@ -31,17 +31,25 @@ class Verdict:
 
 
 def judge(
-    batch: pa.Table, name: str, rule: Callable[[list[str]], Verdict], *, by_characters: bool | None
+    batch: pa.Table,
+    name: str,
+    rule: Callable[[list[str]], Verdict],
+    *,
+    by_characters: bool | None,
+    among: Bools | None = None,
 ) -> pa.Table:
     """The batch with "name: reason" in `dropped` for rows that fail, and changed texts for others.
 
     `by_characters`: True asks about texts in scripts without spaces alone, False about all others, None about all.
+    `among`: asks about these rows alone.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
 
     text = batch.column("text").combine_chunks()
     asked = batch.column("dropped").is_null().to_numpy(zero_copy_only=False)
+    if among is not None:
+        asked &= among
     if by_characters is not None:
         asked &= without_spaces(text, asked) == by_characters
     reasons: list[str] = []

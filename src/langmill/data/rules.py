@@ -8,7 +8,7 @@ those alone; without it, all others: cjk_rules.py has thresholds for them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +20,8 @@ from langmill.data.repetition import repeated_characters
 if TYPE_CHECKING:
     import pyarrow as pa
 
+SURE = 0.5  # of a language: below it the rules for English hold
+_SAID = r'"language":"(?P<language>[\w-]+)","language_score":(?P<score>[\d.]+)'
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 
 
@@ -27,7 +29,9 @@ STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 class GopherQuality:
     """Drops texts that are no running prose: by counts of words, signs, bullets and stop words.
 
-    A word that is punctuation alone does not count towards `min_words`, `max_words` and the mean length.
+    A word that is punctuation alone does not count towards `min_words`, `max_words` and the mean length. The stop words
+    are those of `language`: a document that an earlier step said is in another one, and was surer than not, is spared
+    them; None: no document is.
     """
 
     min_words: int | None = 50
@@ -40,11 +44,15 @@ class GopherQuality:
     min_with_letters: float | None = 0.8  # share of words with a letter
     min_stop_words: int | None = 2  # different ones
     stop_words: tuple[str, ...] = STOP_WORDS
+    language: str | None = "en"
     single: bool = False  # characters of scripts without spaces are words of their own
     name: str = "gopher_quality"
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        return judge(batch, self.name, self.judge, by_characters=self.single)
+        foreign = in_another(batch, self.language)
+        spared = replace(self, min_stop_words=None)
+        batch = judge(batch, self.name, spared.judge, by_characters=self.single, among=foreign)
+        return judge(batch, self.name, self.judge, by_characters=self.single, among=~foreign)
 
     def judge(self, rows: list[str]) -> Verdict:
         """(R,) which rows fail, for each reason."""
@@ -156,6 +164,19 @@ def holds_word(texts: Texts, lines: Spans) -> Bools:
     starts = texts.runs.starts
     following = np.searchsorted(starts, lines.starts)
     return np.append(starts, len(texts.codes_N))[following] < lines.ends
+
+
+def in_another(batch: pa.Table, language: str | None) -> Bools:
+    """(rows,) documents whose meta says another language, with a score above SURE; None: none."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if language is None:
+        return np.zeros(len(batch), bool)
+    said = pc.extract_regex(batch["meta"], pattern=_SAID)
+    score = pc.cast(pc.struct_field(said, "score"), pa.float32())
+    other = pc.and_(pc.not_equal(pc.struct_field(said, "language"), language), pc.greater(score, SURE))
+    return np.asarray(pc.fill_null(other, False).to_numpy(zero_copy_only=False))
 
 
 def stop_words(texts: Texts, wanted: tuple[str, ...]) -> Ints:

@@ -202,6 +202,8 @@ def _unfit(path: Path, status: os.stat_result, given: bool) -> str:
     if path.name.startswith(".") and not given:
         return "hidden file or folder"
     if stat.S_ISDIR(status.st_mode):
+        if (path / "manifest.json").is_file() and (path / "clean").is_dir():
+            return "a prepared folder: give its clean folder"
         return "a model or run of Langmill" if written_here(path) else ""
     if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
         return "not a regular file"

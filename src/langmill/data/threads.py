@@ -61,13 +61,12 @@ def _name(base: sqlite3.Connection) -> None:
     for place, id, parent in base.execute(
         "select place, id, parent from post where thread is null"
     ).fetchall():
-        root, seen, thread = id, {id}, None
-        while parent is not None and parent not in seen:
-            seen.add(parent)
-            root = parent
+        chain, thread = dict.fromkeys([id]), None
+        while parent is not None and parent not in chain:
+            chain[parent] = None
             above = base.execute("select parent, thread from post where id = ?", (parent,)).fetchone()
             parent, thread = above or (None, None)
-        named.append(
-            (thread or (min(filter(None, seen)) if parent in seen else root) or f"row {place}", place)
-        )
+        ids = list(chain)
+        root = ids[-1] if parent is None else min(filter(None, ids[ids.index(parent) :]))  # else a loop
+        named.append((thread or root or f"row {place}", place))
     base.executemany("update post set thread = ? where place = ?", named)

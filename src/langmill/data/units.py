@@ -1,6 +1,7 @@
 """Units of work: the documents of some files through every step, stored whole or not at all.
 
-UNITS/KEY/kept.parquet      id, text, source, meta          UNITS/KEY/dropped.parquet   id, source, dropped, bytes, text
+UNITS/KEY/kept.parquet      id, text, source, meta
+UNITS/KEY/dropped.parquet   id, source, dropped, bytes, text (how it begins), meta
 UNITS/KEY/unit.json         what the unit read, and its flows: what came into each step, was dropped, and came out
 UNITS/KEY/*.npy             what duplicates are found by (see minhash)
 
@@ -31,7 +32,7 @@ from langmill.data.guard import Guard
 from langmill.data.minhash import Shape, Signatures, sign
 from langmill.data.sources import Piece, Unit
 
-VERSION = 2  # of what units hold: another one makes all of them anew
+VERSION = 3  # of what units hold: another one makes all of them anew
 ROWS, BYTES = 2000, 8 << 20  # of a batch, at most
 LONGEST = 1 << 24  # characters of a text: steps hold about 80 bytes for each
 SHOWN = 500  # characters of a dropped text that are kept
@@ -42,7 +43,7 @@ KEPT = pa.schema(
 BATCH = KEPT.append(pa.field("dropped", pa.string()))
 DROPPED = pa.schema(
     [("id", pa.string()), ("source", pa.string()), ("dropped", pa.string()), ("bytes", pa.int64()),
-     ("text", pa.string())]
+     ("text", pa.string()), ("meta", pa.string())]
 )  # fmt: skip
 
 
@@ -263,7 +264,8 @@ class _Work:
         gone = batch.filter(pc.invert(kept))
         if len(gone):
             head = pc.cast(pc.utf8_slice_codeunits(gone["text"], 0, SHOWN), pa.string())
-            columns = [gone["id"], gone["source"], gone["dropped"], pc.binary_length(gone["text"]), head]
+            size = pc.binary_length(gone["text"])
+            columns = [gone["id"], gone["source"], gone["dropped"], size, head, gone["meta"]]
             self._dropped.write_table(pa.table(columns, names=DROPPED.names).cast(DROPPED))
 
     def record(self) -> dict[str, Any]:

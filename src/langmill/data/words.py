@@ -36,6 +36,10 @@ class Words:
     at_most: tuple[tuple[str, float], ...] = field(default=())
     name: str = "words"
 
+    def read(self) -> dict[str, dict[int, Hashes]]:
+        """The lists by name; read once in a process."""
+        return {name: _entries(file) for name, file in self.lists}
+
     def __call__(self, batch: pa.Table) -> pa.Table:
         import pyarrow as pa
 
@@ -45,7 +49,7 @@ class Words:
         for rows, texts in chunks(batch["text"].combine_chunks(), asked):
             read = Texts(texts, fold=True)
             words_R = read.names.counts
-            counts = {name: _count(read, file) for name, file in self.lists}
+            counts = {name: _count(read, entries) for name, entries in self.read().items()}
             for place, row in enumerate(rows.tolist()):
                 own = {name: int(counts_R[place]) for name, counts_R in counts.items() if counts_R[place]}
                 if own:
@@ -58,10 +62,9 @@ class Words:
         return batch
 
 
-def _count(texts: Texts, file: str) -> Ints:
+def _count(texts: Texts, entries: dict[int, Hashes]) -> Ints:
     """(R,) entries of a list in each text."""
     found = np.zeros(len(texts), np.int64)
-    entries = _entries(file)
     bounds, rows_W = texts.names.bounds, texts.names.rows
     left_W = bounds[1:][rows_W] - np.arange(len(rows_W))
     for n, hashes in each_gram(texts, max(entries)):

@@ -19,7 +19,7 @@ from langmill.common.settings import ForgetSettings
 from langmill.data.clean import OVER_ALL
 from langmill.data.forgotten import in_shards, key_of, known_as, load, purge, save, shard_known_as
 from langmill.data.shards import Shards
-from langmill.data.units import kept_batches
+from langmill.data.units import READ, kept_batches
 from langmill.data.withdrawn import cleared, withdraw
 from langmill.jobs.prepare import VERSION, compose, manifest, settings_of
 from langmill.jobs.prepare_steps import shape
@@ -41,20 +41,25 @@ def run(settings: ForgetSettings, *, quiet: bool = False) -> Report:
     out = settings.folder
     value = manifest(out)
     check_complete(out)
+    if not all(wanted.strip() for wanted in settings.match):
+        raise UsageError("an empty --match is in every text: nothing was removed")
     with claimed(out, resume=True, resumable=True) as folder:
         plan = read_json(folder / "plan.json", "prepare plan", VERSION)
         key, known = key_of(folder), load(folder)
         if not settings.id and not settings.match and not known["begun"]:
             raise UsageError("say what to forget: --id ID or --match TEXT")
         ids, texts = _named(settings, folder, plan)
+        made = settings_of(out, value)
         if not ids and not known["begun"]:
-            raise UsageError(f"nothing in {out} is called or holds that: nothing was removed")
+            told = f"nothing in {out} is called or holds that: nothing was removed"
+            if settings.match and made.redact.policy != "none":
+                told += " (personal details were replaced before: match what stands around them)"
+            raise UsageError(told)
         now = {known_as(key, name) for name in (*ids, *texts)}
         now |= {shard_known_as(key, text_hash(text)) for text in texts} | set(known["begun"])
         now |= _texts(folder, now)
         hashes = set(known["hashes"]) | now
         save(folder, hashes, now)
-        made = settings_of(out, value)
         removed = sum(purge(folder / "units" / unit, hashes, key, shape(made)) for unit in plan["units"])
         saw = _saw(folder, now)
         compose(made, folder, [step for step in value["steps"] if step not in OVER_ALL], quiet, empty=True)
@@ -118,6 +123,12 @@ def _named(settings: ForgetSettings, run: Path, plan: dict[str, Any]) -> tuple[s
     for asked in settings.id:
         ids |= {row["id"] for row in found_in(run, plan, full(asked))}
     batches = [run / "units" / key for key in plan["units"]]
+    for folder in batches if settings.match else ():  # what is still shown of others
+        for row in pq.read_table(folder / "dropped.parquet", columns=["id", "dropped", "text"]).to_pylist():
+            text = row["text"] or ""
+            if row["dropped"].startswith(f"{READ}: "):  # before it stands what is wrong with it
+                text = text.partition(": ")[2]
+            ids |= {row["id"]} if any(wanted in text for wanted in settings.match) else set()
     for batch in (b for folder in batches for b in kept_batches(folder, ["id", "text"])):
         for wanted in settings.match:
             ids |= set(batch["id"].filter(pc.match_substring(batch["text"], wanted)).to_pylist())

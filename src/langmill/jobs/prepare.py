@@ -53,6 +53,7 @@ from langmill.text.document import text_hash
 
 MANIFEST, VERSION = "manifest.json", 1
 _LINES = 10_000  # of errors.jsonl
+_REASONS = 20  # that are told at the end
 # Settings that make no other documents.
 _ALIKE: Any = {"source", "out", "workers", "engine", "address", "resume", "force"}
 
@@ -195,10 +196,10 @@ def compose(
             "statistics": statistics.as_dict(),
         }
         write_json(fresh / MANIFEST, value, "prepared text", VERSION)
-        pq.write_table(pa.concat_tables([table, late]), run / "copies.parquet")
+        pq.write_table(pa.concat_tables([table, late]), run / prepare_report.COPIED)
         _errors(run, plan, folders)
         _remember(run, fresh, parts, bool(whole.steps))
-        prepare_report.write(fresh, value, folders)
+        prepare_report.write(fresh, value, run, folders)
     return value
 
 
@@ -289,7 +290,9 @@ def _said(
         ((a.documents, f"{step}: {why}") for step, f in flows.items() for why, a in f.dropped.items()),
         reverse=True,
     )
-    lines += [f"left out: {shown(count)} x {why}" for count, why in dropped[:20]]
+    lines += [f"left out: {shown(count)} x {why}" for count, why in dropped[:_REASONS]]
+    if more := dropped[_REASONS:]:
+        lines.append(f"left out: {shown(sum(count for count, _ in more))} more for {len(more)} other reasons")
     lines += [
         f"cut: {shown(f.kept.characters - f.out.characters)} characters of lines that sites share, out of "
         f"{shown(f.changed)} documents"
@@ -323,7 +326,7 @@ def report(settings: PreparedSettings, *, quiet: bool = False) -> Report:
     if (run / "plan.json").is_file():
         plan = read_json(run / "plan.json", "prepare plan", VERSION)
         folders = [run / "units" / key for key in plan["units"] if (run / "units" / key).is_dir()]
-    prepare_report.write(out, value, folders)
+    prepare_report.write(out, value, run, folders)
     return Report(out, dict(value["counts"]), text=f"{out / 'report.html'}\n{out / 'datasheet.md'}")
 
 

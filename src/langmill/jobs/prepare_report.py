@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from langmill.common.files import atomic_write
-from langmill.data.clean import clean_batches, total
+from langmill.data.clean import REASONS, clean_batches, total
 from langmill.data.units import READ, Flow, Flows, flows_of
 from langmill.jobs.charts import Bar
 from langmill.jobs.report import (
@@ -35,21 +36,24 @@ from langmill.jobs.report import (
 from langmill.jobs.report import settings as settings_table
 from langmill.privacy.redact import redact
 
+COPIED = "copies.parquet"  # of a run folder: what was left out when all units were there
 EACH = 3  # samples of each reason, and of what was kept
 _LONG = 300  # characters of a sample
 
 
-def write(out: Path, value: Mapping[str, Any], folders: Sequence[Path]) -> None:
+def write(out: Path, value: Mapping[str, Any], run: Path, folders: Sequence[Path]) -> None:
     """report.html and datasheet.md into `out`, which holds the clean set that `value`, its manifest, describes.
 
-    folders: its units, for samples of what was dropped; none: without.
+    run, folders: its run folder and units, for samples of what was dropped; none: without.
     """
     sources = {source: flows_of(mine) for source, mine in value["flows"].items()}
-    atomic_write(out / "report.html", page(out, value, sources, folders))
+    atomic_write(out / "report.html", page(out, value, sources, run, folders))
     atomic_write(out / "datasheet.md", datasheet(value, sources))
 
 
-def page(out: Path, value: Mapping[str, Any], sources: Mapping[str, Flows], folders: Sequence[Path]) -> str:
+def page(
+    out: Path, value: Mapping[str, Any], sources: Mapping[str, Flows], run: Path, folders: Sequence[Path]
+) -> str:
     """The whole page."""
     flows, counts, statistics = total(sources), value["counts"], value["statistics"]
     read = flows[READ].came
@@ -80,7 +84,7 @@ def page(out: Path, value: Mapping[str, Any], sources: Mapping[str, Flows], fold
         ("Lengths", _bars("Documents by length, in characters", lengths)),
         ("Personal data", _personal(statistics["redacted"])),
         ("What was kept", _samples(_kept(out, value))),
-        ("What was left out", join(*(folded(*one) for one in _dropped(folders)))),
+        ("What was left out", join(*(folded(*one) for one in (*_dropped(folders), *_copied(run, folders))))),
         ("Settings", settings_table(value["settings"])),
     ]
     summary = f"{shown(counts['documents'])} clean documents from {', '.join(value['named'])}."
@@ -129,7 +133,8 @@ def _ledger(flows: Flows) -> Html:
             rows.append(("", "cut from those kept", "", flow.kept.bytes - flow.out.bytes, less))
         rows.append(("", f"kept, {shown(flow.changed)} of them changed", *flow.out.as_list()))
     head = ("step", "", "documents", "bytes", "characters")
-    return table("Every document is counted at every step: came = left out + kept", head, rows, 3)
+    told = "Every document is counted at every step: came = left out + kept. What is read comes in bytes of its file"
+    return table(told, head, rows, 3)
 
 
 def _copies(counts: Mapping[str, int]) -> Html:
@@ -238,6 +243,38 @@ def _dropped(folders: Sequence[Path]) -> Iterator[tuple[str, Html]]:
     for reason in sorted(best):
         rows = [(id, body) for _, id, body in heapq.nsmallest(EACH, best[reason])]
         yield f"{reason} ({counts[reason]:,})", _samples(rows)
+
+
+def _copied(run: Path, folders: Sequence[Path]) -> Iterator[tuple[str, Html]]:
+    """The same of what was left out when all units were there: of copies, with the text that stays."""
+    if not folders or not (run / COPIED).is_file():
+        return
+    gone = pq.read_table(run / COPIED)
+    for step in sorted(pc.unique(gone["step"]).to_pylist()):
+        own = gone.filter(pc.equal(gone["step"], step))
+        some = own.take(sorted({i * (len(own) - 1) // (EACH - 1) for i in range(EACH)})).to_pylist()
+        bodies = _bodies(folders, {id for row in some for id in (row["id"], row["of"]) if id})
+        rows = []
+        for row in some:
+            rows.append((row["id"], bodies.get(row["id"], "")))
+            if row["of"]:
+                rows.append((f"stays for it: {row['of']}", bodies.get(row["of"], "")))
+        told = f"{step}: {REASONS[step]}" if step in REASONS else step
+        yield f"{told} ({len(own):,})", _samples(rows)
+
+
+def _bodies(folders: Sequence[Path], ids: Collection[str]) -> dict[str, str]:
+    """How the texts of some documents begin, by id."""
+    wanted, found = pa.array(sorted(ids), pa.string()), dict[str, str]()
+    for folder in folders:
+        with pq.ParquetFile(folder / "kept.parquet") as file:
+            for group in range(file.num_row_groups):
+                here = pc.is_in(file.read_row_group(group, ["id"])["id"], wanted)
+                if pc.any(here).as_py():
+                    rows = file.read_row_group(group, ["id", "text"]).filter(here)
+                    heads = pc.utf8_slice_codeunits(rows["text"], 0, _LONG + 1).to_pylist()
+                    found |= zip(rows["id"].to_pylist(), heads, strict=True)
+    return found
 
 
 def datasheet(value: Mapping[str, Any], sources: Mapping[str, Flows]) -> str:

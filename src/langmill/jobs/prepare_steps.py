@@ -57,6 +57,9 @@ def recipe(settings: PrepareSettings, run: Path) -> Recipe:
         )
     reads = [_hash("rules.decontaminate", file) for file in settings.rules.decontaminate]
     reads += [_hash("rules.words", file) for _, file in pairs(settings.rules.words, "rules.words")]
+    for step in steps:
+        if isinstance(step, Decontaminate | Words):
+            step.read()  # what is wrong with the files is told before any work
     if settings.redact.names is not None and not _of_spacy(settings.redact.names):
         reads.append(_hash_of_model(settings.redact.names))
     return Recipe(settings.read, tuple(steps), shape(settings), (Forget(run.absolute()),), tuple(reads))

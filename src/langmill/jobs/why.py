@@ -76,17 +76,25 @@ def found_in(run: Path, plan: dict[str, Any], wanted: str) -> Iterator[dict[str,
 
 
 def _rows(folder: Path, wanted: str, file: str, named: bool) -> Iterator[dict[str, Any]]:
-    dropped = pq.read_table(folder / "dropped.parquet")
-    for row in dropped.filter(_asked(dropped["id"], wanted)).to_pylist():
-        yield {"id": row["id"], "became": "dropped", "why": row["dropped"], "text": row["text"]}
+    for row, meta in _called(pq.read_table(folder / "dropped.parquet"), wanted, named):
+        yield {"id": row["id"], "became": "dropped", "why": row["dropped"], "text": row["text"], "meta": meta}
     for batch in kept_batches(folder):
-        mask = _asked(batch["id"], wanted)
-        if not named:  # a row's own id
-            mask = pc.match_substring(batch["meta"], json.dumps(wanted, ensure_ascii=False))
-        for row in batch.filter(mask).to_pylist():
-            meta = json.loads(row["meta"])
-            if named or str(meta.get("id")) == wanted:
-                yield {"id": row["id"], "became": "kept", "why": "", "text": row["text"][:500], "meta": meta}
+        for row, meta in _called(batch, wanted, named):
+            yield {"id": row["id"], "became": "kept", "why": "", "text": row["text"][:500], "meta": meta}
+
+
+def _called(rows: Any, wanted: str, named: bool) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """The rows, with their meta, that have an id or a file's name; not named: that had an id of their own."""
+    if named:
+        mask = _asked(rows["id"], wanted)
+    elif "meta" not in rows.column_names:  # what was dropped, as it was stored once
+        return
+    else:
+        mask = pc.match_substring(rows["meta"], json.dumps(wanted, ensure_ascii=False)[1:-1])
+    for row in rows.filter(mask).to_pylist():
+        meta = json.loads(row.get("meta") or "{}")
+        if named or str(meta.get("id")) == wanted:
+            yield row, meta
 
 
 def _asked(ids: Any, wanted: str) -> Any:

@@ -12,6 +12,7 @@ from itertools import pairwise
 _GROUP = re.compile(r"\d+")
 _TRUNK = re.compile(r"\(0\) ?")
 _EXTENSION = re.compile(r" ?(?:x|ext\.?|extension) ?\d{1,6}\Z")
+_CHINESE = re.compile(r"\(?0[3-9]\d\d[)-]{1,2} ?\d{4}[ -]?\d{4}(?![ -]?\d)")
 _DATE = re.compile(
     r"(?:[0-3]?\d([./ -])[01]?\d\1|[01]?\d([./ -])[0-3]?\d\2)(?:19|20)\d\d(?!\d)|(?:19|20)\d\d([./ -])[01]\d\3[0-3]\d"
 )
@@ -39,11 +40,12 @@ def international(codes: Table, value: str) -> int:
 
 def national(codes: Table, value: str) -> int:
     """Characters of `value`, which begins with a 0 before the area, that are a number of 9 to 11 digits, or 12 of a
-    German mobile one; 0 where none are, as for dates and book numbers."""
+    German mobile one and of a Chinese one of 4 and 8; 0 where none are, as for dates and book numbers."""
     groups, extension = _parts(value)
     if _DATE.match(value) or len(groups[0][0]) < 2:
         return 0
-    most = 12 if value.lstrip("(")[:3] in ("015", "016", "017") else 11
+    long = value.lstrip("(")[:3] in ("015", "016", "017") or _CHINESE.match(value)
+    most = 12 if long else 11
     if len(groups) > 1 and len(groups[0][0]) + len(groups[1][0]) < 5 and len(groups[0][0]) > 3:
         return 0
     return _longest(value, groups[: _alike(value, groups)], 9, most, extension)
@@ -69,7 +71,8 @@ def _alike(value: str, groups: list[tuple[str, int]]) -> int:
     joints = [value[before:end].rstrip("0123456789") for (_, before), (_, end) in pairwise(groups)]
     for number, joint in enumerate(joints[2:], 2):
         if joint != joints[1]:
-            return number + 1
+            last = number + 2 == len(groups) and joint == "-" and len(groups[-1][0]) <= 3
+            return number + 1 + last  # an extension, as in 089 12 34 56-0
     return len(groups)
 
 

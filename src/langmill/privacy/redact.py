@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 NAMES = ("person", "address")
 META = "redacted"
+# Of meta: what names a document, or says when it was made. It stays, so that `data why` finds the document.
+_NAMES_IT = frozenset("id thread url date timestamp".split())
 _SAMPLES = 3  # of each type, masked
 Names = Callable[[Sequence[str]], list[list[Find]]]
 
@@ -36,7 +38,8 @@ def redact(text: str, policy: Policy = "mask", *, types: Sequence[str] = (), key
 @dataclass(frozen=True)
 class Redact:
     """Replaces e-mail addresses, telephone numbers, payment cards, accounts, national identities, addresses of
-    machines and secrets; counts them in meta as "redacted": {type: number}.
+    machines and secrets, in text and meta (but for ids and addresses of documents); counts them in meta as
+    "redacted": {type: number}.
 
     types: those that are looked for, none: all (`patterns.tables().types`). names: finds persons and addresses too
     (names.py). edition: of the patterns, so that a changed table makes another step. UsageError for a type or policy
@@ -87,8 +90,9 @@ class Redact:
 
         if not len(batch):
             return batch
-        text = batch["text"].combine_chunks()
         kept = pc.is_null(batch["dropped"]).combine_chunks()
+        batch = self._meta(batch, kept)
+        text = batch["text"].combine_chunks()
         open_ = _open(text, kept)
         chosen = kept if self.names else open_.pop("any")
         rows = pc.indices_nonzero(chosen).to_pylist()
@@ -112,6 +116,30 @@ class Redact:
             fresh = pc.replace_with_mask(old, mask, pa.array(values, old.type))
             batch = batch.set_column(batch.column_names.index(column), column, fresh)
         return batch
+
+    def _meta(self, batch: pa.Table, kept: Any) -> pa.Table:
+        """The batch with titles and the like redacted too, by patterns alone."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        column = batch["meta"].combine_chunks()
+        open_ = _open(column, kept)
+        rows = pc.indices_nonzero(open_.pop("any")).to_pylist()
+        meta = column.to_pylist() if rows else []
+        for row in rows:
+            values, counts = json.loads(meta[row]), Counter[str]()
+            for name in [n for n, value in values.items() if isinstance(value, str) and n not in _NAMES_IT]:
+                values[name], finds = self._patterns(values[name])
+                counts.update(one.type for one in finds)
+            if counts:
+                told = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
+                meta[row] = _counted(told, counts)
+        place = batch.column_names.index("meta")
+        return batch.set_column(place, "meta", pa.array(meta, column.type)) if rows else batch
+
+    def _patterns(self, text: str) -> tuple[str, list[Find]]:
+        finds = self._all(text, None, [])
+        return replaced(text, finds, self.policy, self.key), finds
 
 
 def _open(text: Any, kept: Any) -> dict[str, Any]:
