@@ -31,6 +31,7 @@ from langmill.infer.choices import likelihoods
 from langmill.infer.running import writer
 from langmill.infer.sampling import Sampling
 from langmill.jobs import pretrain
+from langmill.model.config import gap_order
 from langmill.text.infill import gap_ids
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -93,7 +94,7 @@ def main() -> int:
     model, tokenizer, lines = learned(given)
     torch.set_num_threads(given.threads)
     chosen = gaps([json.loads(line)["text"] for line in lines[: 2 * HELD]], given.gaps)
-    prompts = [gap_ids(tokenizer, before, after) for before, _, after in chosen]
+    prompts = [gap_ids(tokenizer, before, after, gap_order(model.config)) for before, _, after in chosen]
     known, blind, sizes = [], [], []
     for (before, filling, _), prompt in zip(chosen, prompts, strict=True):
         ids = tokenizer.encode(filling)

@@ -249,4 +249,6 @@ def test_a_gap_is_asked_for_by_the_marks_of_the_models_that_know_gaps(folder):
         prefix, suffix, middle = (tokenizer.vocab[name] for name in names)
         asked = gap_ids(tokenizer, "The quick ", f" fox {names[0]}")
         assert asked == [tokenizer.start_id, prefix, *before, suffix, *after, middle]
+        asked = gap_ids(tokenizer, "The quick ", f" fox {names[0]}", "spm")
+        assert asked == [tokenizer.start_id, prefix, suffix, *after, middle, *before]
         assert prefix not in after

@@ -27,6 +27,7 @@ from langmill.data.batches import IGNORED
 from langmill.families.folder import load
 from langmill.jobs import evaluate, finetune, plan, pretrain, preview, shards
 from langmill.jobs.pretrain_task import HELD_SEED, guess
+from langmill.model.config import gap_order
 from langmill.text.tasks import Limit
 from langmill.text.tokenizer import Tokenizer
 from langmill.text.training import FIM, MASK
@@ -216,6 +217,7 @@ def test_infilling_keeps_a_writer_that_is_scored_as_one(texts: Path, tmp_path: P
     assert 0 < report.figures["bits_per_byte"] < 8 and "xz_bits_per_byte" in report.figures
     model, tokenizer = load(tmp_path / "m")
     assert tokenizer is not None and set(FIM) <= set(tokenizer.vocab) and model.config.writes
+    assert gap_order(model.config) == "spm"
     given = settings(texts, tmp_path / "m", "infill", resume=True)
     ready = pretrain.prepare(given, tmp_path / "m.run", True)
     assert ready.task is not None and ready.guesses is None

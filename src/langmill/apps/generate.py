@@ -24,7 +24,7 @@ from langmill.infer.request import Constraint, Event
 from langmill.infer.running import engine_for, runner_for, side_by_side, why_torch, written
 from langmill.infer.sampling import Sampling
 from langmill.infer.scheduler import Propose
-from langmill.model.config import ModelConfig
+from langmill.model.config import ModelConfig, gap_order
 from langmill.text.chat import chat_ids
 from langmill.text.infill import gap_ids
 from langmill.text.tokenizer import Tokenizer
@@ -71,7 +71,7 @@ def run(settings: GenerateSettings, *, quiet: bool = False) -> Report:
             f"{settings.model} has no chat template, so it was not made for chats: leave --chat out to go on "
             "from the prompt itself, or take a model that was tuned on chats"
         )
-    ids = [_prompt_ids(tokenizer, prompt, settings) for prompt in prompts]
+    ids = [_prompt_ids(tokenizer, prompt, settings, gap_order(model.config)) for prompt in prompts]
     room(model, ids, sampling.max_new_tokens)  # all prompts, before any work
     results: list[dict[str, Any]] = [
         {"prompt": _shown(prompt), "text": "", "tokens": [], "finish_reason": None} for prompt in prompts
@@ -258,7 +258,7 @@ def _shown(prompt: Prompt) -> str | list[Any]:
     return prompt if isinstance(prompt, str) else prompt.messages
 
 
-def _prompt_ids(tokenizer: Tokenizer, prompt: Prompt, settings: GenerateSettings) -> list[int]:
+def _prompt_ids(tokenizer: Tokenizer, prompt: Prompt, settings: GenerateSettings, order: str) -> list[int]:
     if isinstance(prompt, ChatRow):
         if settings.system is not None:
             raise UsageError(f"{prompt.where} is a chat as it stands: --system is for prompts that are text")
@@ -271,7 +271,7 @@ def _prompt_ids(tokenizer: Tokenizer, prompt: Prompt, settings: GenerateSettings
         except DataError as error:
             raise DataError(f"{prompt.where}: {error}") from None
     if settings.suffix is not None:
-        return gap_ids(tokenizer, prompt, settings.suffix)
+        return gap_ids(tokenizer, prompt, settings.suffix, order)
     if not settings.chat:
         return tokenizer.prompt_ids(prompt)
     system = [] if settings.system is None else [{"role": "system", "content": settings.system}]

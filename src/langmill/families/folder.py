@@ -20,7 +20,7 @@ from torch import Tensor
 from langmill.common.errors import ModelError
 from langmill.common.files import atomic_folder, write_json
 from langmill.families import family, modules, quantised, weights
-from langmill.families.heads import threshold_of
+from langmill.families.heads import gaps_of, threshold_of
 from langmill.model.config import Config, LSTMConfig, ModelConfig
 from langmill.model.recurrent import LSTM
 from langmill.model.transformer import Transformer
@@ -128,6 +128,7 @@ def assemble(
             config = _untied(
                 kind, kind.adjust(config, names) if hasattr(kind, "adjust") else config, names, read
             )
+            config = dataclasses.replace(config, gaps=gaps_of(theirs))
             if config.head is not None and config.head.task == "answer":
                 head = dataclasses.replace(config.head, threshold=threshold_of(theirs))
                 config = dataclasses.replace(config, head=head)
@@ -200,11 +201,11 @@ def export_config(config: Config) -> tuple[dict[str, Any], Any]:
     if isinstance(config, LSTMConfig):
         kind = family("langmill_lstm", "config")
         return kind.export(config), kind
-    head = config.head
-    shape = (
-        config if head is None else dataclasses.replace(config, head=dataclasses.replace(head, threshold=0.0))
-    )
-    own = {"answer_threshold": head.threshold} if head is not None and head.threshold else {}
+    head, shape = config.head, dataclasses.replace(config, gaps="psm")
+    own: dict[str, Any] = {} if config.gaps == "psm" else {"gap_order": config.gaps}
+    if head is not None and head.threshold:
+        shape = dataclasses.replace(shape, head=dataclasses.replace(head, threshold=0.0))
+        own["answer_threshold"] = head.threshold
     for kind in dict.fromkeys(modules().values()):
         theirs = kind.export(shape) if "lstm" not in kind.MODEL_TYPES[0] else None
         if theirs is not None:

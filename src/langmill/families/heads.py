@@ -105,6 +105,14 @@ def threshold_of(theirs: Mapping[str, Any]) -> float:
     return float(given)
 
 
+def gaps_of(theirs: Mapping[str, Any]) -> Literal["psm", "spm"]:
+    """The order in which a model that was pretrained here is asked to fill a gap."""
+    given = theirs.get("gap_order", "psm")
+    if given not in ("psm", "spm"):
+        raise ModelError(f"config.json: gap_order is {given!r}, not psm or spm")
+    return "spm" if given == "spm" else "psm"
+
+
 def described(head: Head) -> dict[str, Any]:
     """The entries of a `config.json` that `task_of` and `labels_of` read back."""
     problem = {task: name for name, task in PROBLEMS.items()}.get(head.task)

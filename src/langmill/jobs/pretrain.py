@@ -9,6 +9,7 @@ private (shards, checkpoints, samples, report) lies in OUT.run; OUT holds the mo
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import time
 from collections.abc import Callable
@@ -55,7 +56,7 @@ from langmill.jobs.pretrain_task_report import write_guesses
 from langmill.jobs.results import Entrant
 from langmill.jobs.resume import BEGAN, finished, settled
 from langmill.jobs.size import family_of, largest_vocabulary, resolve, target
-from langmill.model.config import Config, LSTMConfig
+from langmill.model.config import Config, LSTMConfig, ModelConfig
 from langmill.model.init import init_
 from langmill.model.recurrent import LSTM
 from langmill.model.transformer import Transformer
@@ -306,6 +307,8 @@ def export(
         results |= {
             f"before_{name}": value for name, value in _figures(before).items() if "interval" not in name
         }
+    if isinstance(settings, PretrainSettings) and settings.train.objective == "infill":
+        model = asked_by_gaps(model)
     if isinstance(settings, PretrainSettings) and settings.train.objective in ("masked", "denoise"):
         found = scores if isinstance(scores, Guesses) else None
         origin = None if parent is None else Path(parent).name
@@ -313,6 +316,13 @@ def export(
     else:
         words = card(out.name, model.config, about, parent, results)
     save(model, corpus.tokenizer, out, lineage=lineage(settings, about, parent, results), card=words)
+
+
+def asked_by_gaps(model: Model) -> Model:
+    """The model, which says in its settings that it learned gaps in both orders."""
+    if isinstance(model.config, ModelConfig):
+        model.config = dataclasses.replace(model.config, gaps="spm")
+    return model
 
 
 def _figures(scores: Scores | Guesses) -> dict[str, Any]:

@@ -185,7 +185,9 @@ class ModelConfig:
     """A Transformer: which stacks are present, and what goes in and comes out.
 
     A decoder alone writes on, an encoder alone reads; a decoder with `cross` writes about what an encoder reads. The
-    head stands on the decoder, or on the encoder where there is none; None: the states themselves come out.
+    head stands on the decoder, or on the encoder where there is none; None: the states themselves come out. gaps: how
+    it is asked to fill one (Bavarian et al. 2022, section 3), "spm" where it learned both orders: the text before the
+    gap then stands next to what fills it, so that nothing has to be looked up far away.
     """
 
     decoder: StackConfig | None = None
@@ -193,6 +195,7 @@ class ModelConfig:
     encoder: StackConfig | None = None
     encoder_input: Tokens | None = None
     head: Head | None = None
+    gaps: Literal["psm", "spm"] = "psm"
 
     def __post_init__(self) -> None:
         sides = ((self.decoder, self.decoder_input), (self.encoder, self.encoder_input))
@@ -282,3 +285,8 @@ class LSTMConfig:
 
 
 Config = ModelConfig | LSTMConfig  # the shape of any model
+
+
+def gap_order(config: Config) -> str:
+    """How a model is asked to fill a gap, "psm" or "spm"."""
+    return config.gaps if isinstance(config, ModelConfig) else "psm"

@@ -1,6 +1,7 @@
 """A gap in a text as a prompt: what stands before it, what stands after it, and the mark behind which it is filled.
 
-Fill in the middle, Bavarian et al. 2022 (arXiv:2207.14255), section 3: PSM, prefix, suffix, middle.
+Fill in the middle, Bavarian et al. 2022 (arXiv:2207.14255), section 3: PSM, prefix, suffix, middle; or SPM in the joint
+form, suffix first, then the prefix and the middle behind one mark.
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ def marks(tokenizer: Tokenizer) -> tuple[int, int, int] | None:
     return None
 
 
-def gap_ids(tokenizer: Tokenizer, before: str, after: str) -> list[int]:
+def gap_ids(tokenizer: Tokenizer, before: str, after: str, order: str = "psm") -> list[int]:
     """The ids of a prompt whose continuation belongs between the two texts, either of which may be empty.
+
+    order: "psm" or "spm", a model's `config.gaps`.
 
     ModelError where the tokenizer lacks the marks, so that the model never learned to fill gaps.
     """
@@ -41,4 +44,7 @@ def gap_ids(tokenizer: Tokenizer, before: str, after: str) -> list[int]:
         )
     prefix, suffix, middle = found
     start = tokenizer.prompt_ids("")  # a text is learned from its start
-    return [*start, prefix, *tokenizer.encode(before), suffix, *tokenizer.encode(after), middle]
+    head, tail = tokenizer.encode(before), tokenizer.encode(after)
+    if order == "spm":
+        return [*start, prefix, suffix, *tail, middle, *head]
+    return [*start, prefix, *head, suffix, *tail, middle]
