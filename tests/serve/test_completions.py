@@ -115,6 +115,15 @@ def test_log_probabilities_are_columns_whose_tokens_join_to_the_text(client: ope
     assert (offsets, tokens) == (columns.text_offset, columns.tokens)
 
 
+def test_ids_that_do_not_fit_are_not_made_text_of(
+    client: openai.OpenAI, state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = state.models.find("plain", "write")
+    monkeypatch.setattr(type(loaded.tokenizer), "decode", None)
+    with pytest.raises(openai.BadRequestError, match=f"the prompt has {loaded.window + 1}"):
+        client.completions.create(prompt=[1] * (loaded.window + 1), echo=True, **GREEDY)
+
+
 def test_echo_with_log_probabilities_tells_the_prompts_too(
     client: openai.OpenAI, state: State, plain_folder: str
 ) -> None:

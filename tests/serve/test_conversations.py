@@ -190,6 +190,19 @@ def test_listing_renaming_deleting(http: Client) -> None:
     assert http.get("/api/conversations", params={"offset": -1}).status_code == 400
 
 
+def test_numbers_that_no_file_could_hold_are_refused_by_name(http: Client) -> None:
+    id = http.new()
+    for path, name in (
+        (f"?offset={10**20}", "offset"),
+        ("?offset=-1", "offset"),
+        (f"/{id}/messages/{10**20}/tokens", "number"),
+    ):
+        answer = http.get(f"/api/conversations{path}")
+        error = answer.json()["error"]
+        assert (answer.status_code, error["param"]) == (400, name)
+        assert error["message"].startswith(f"{name} should be ")
+
+
 def test_exports(http: Client) -> None:
     id = http.new(title="Foxes")
     first = http.say(id, "fox", system="Be brief.")

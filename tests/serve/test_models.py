@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import openai
 import pytest
 import torch
+from tests.serve.conftest import settings_of
 
 import langmill
 from langmill.adapt.lora import adapt
@@ -91,6 +93,38 @@ def test_an_adapter_is_served_beside_its_model(
     assert changed.choices[0].text == wanted != base.choices[0].text
     assert changed.system_fingerprint != base.system_fingerprint
     assert listed == [("tiny", None), ("changed", "tiny")]
+    metrics = httpx.get(f"{url}/metrics").text
+    assert 'langmill_written_tokens_total{model="changed"} 12.0' in metrics
+    assert 'langmill_engine_slots{model="tiny"}' in metrics
+    assert 'langmill_engine_slots{model="changed"}' not in metrics
+
+
+def test_of_several_models_an_adapter_takes_the_one_it_names_or_is_given(
+    folder: str, plain_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = adapter(folder, tmp_path / "put")
+
+    def parent(text: str) -> str:
+        settings = settings_of(plain_folder, folder, adapter=[f"changed={text}"], context=16)
+        models = load_models(settings)
+        asyncio.run(models.close(drain=False))
+        one = models.named("changed").parent
+        assert one is not None
+        return one.name
+
+    assert (parent(put), parent(f"{put}@plain"), parent(f"{put}@tiny")) == ("tiny", "plain", "tiny")
+    with pytest.raises(UsageError, match="no model is served as other: there is plain, tiny"):
+        parent(f"{put}@other")
+    (tmp_path / "a@b").mkdir()
+    with pytest.raises(UsageError, match="a@b holds no adapter_config.json"):
+        parent(str(tmp_path / "a@b"))
+    config = tmp_path / "put" / "adapter_config.json"
+    told = {**json.loads(config.read_text()), "base_model_name_or_path": "nobody/nothing"}
+    config.write_text(json.dumps(told), encoding="utf-8")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", None)  # nothing is fetched to compare it
+    with pytest.raises(UsageError, match=rf"made for nobody/nothing, .* as changed={put}@plain"):
+        parent(put)
+    assert parent(f"{put}@tiny") == "tiny"
 
 
 def test_an_adapter_that_cannot_stand_beside_its_model_is_merged_and_told(
@@ -142,7 +176,7 @@ def test_a_fingerprint_follows_the_weights(folder: str, plain_folder: str) -> No
     [
         ({"model": []}, "name at least one model to serve"),
         ({"name": ["a", "b"]}, "there are 2 names for 1 models"),
-        ({"adapter": ["x"]}, "--adapter takes NAME=DIR, not 'x'"),
+        ({"adapter": ["x"]}, "--adapter takes NAME=DIR or NAME=DIR@MODEL, not 'x'"),
         ({"adapter": ["x=/nowhere"]}, "/nowhere holds no adapter_config.json"),
     ],
 )

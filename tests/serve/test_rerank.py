@@ -8,6 +8,10 @@ import httpx
 import numpy as np
 import pytest
 
+from langmill.serve import rerank
+from langmill.serve.models import Loaded
+from langmill.serve.writing import aside
+
 TEXTS = ["every day and every night", "春眠不觉晓。", "The quick brown fox jumps", "a", "春眠不觉晓。"]
 ASK: dict[str, Any] = {"model": "encoder", "query": "The quick brown fox", "documents": TEXTS}
 
@@ -37,6 +41,18 @@ def test_texts_come_in_the_order_of_their_cosines(url: str) -> None:
     ).json()["results"]
     assert best == [{"index": at, "relevance_score": scores[at]} for at in list(scores)[:2]]
     assert len(httpx.post(f"{url}/v1/rerank", json={**ASK, "top_n": 99}).json()["results"]) == len(TEXTS)
+
+
+def test_a_long_question_is_read_aside(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+
+    async def told(loaded: Loaded, size: int, work: Any) -> Any:
+        sizes.append(size)
+        return await aside(loaded, size, work)
+
+    monkeypatch.setattr(rerank, "aside", told)
+    answer = httpx.post(f"{url}/v1/rerank", json={**ASK, "query": "a" * 9000, "documents": ["a"]})
+    assert answer.json()["error"]["code"] == "context_length_exceeded" and sizes == [9001]
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,16 @@ def test_one_text_and_its_pair(served: Any) -> None:
             "does not classify by labels",
         ),
         ("classify", {"model": "embed", "input": "a", "labels": ["x"]}, "needs two labels"),
+        (
+            "classify",
+            {"model": "embed", "input": "a", "labels": ["x", "y" * 1025]},
+            "labels.1 should have at most 1024",
+        ),
+        (
+            "classify",
+            {"model": "embed", "input": "a", "labels": ["x"] * 1025},
+            "labels should have at most 1024",
+        ),
         ("classify", {"model": "classify", "input": "a", "threshold": 2}, "threshold is 2"),
         (
             "classify",

@@ -34,6 +34,21 @@ def test_a_chat_is_rendered_with_its_control_tokens_as_text(url: str, state: Sta
     assert told["tokens"] == chat_ids(tokenizer, CHAT)
 
 
+def test_tools_and_calls_count_as_a_chat_reads_them(url: str) -> None:
+    tool = {
+        "type": "function",
+        "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}},
+    }
+    call = {"id": "c", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+    turns = [*CHAT, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    turns.append({"role": "tool", "tool_call_id": "c", "content": "rain"})
+    for more in ({}, {"tools": [tool]}):
+        asked = {"model": "tiny", "messages": turns, **more}
+        counted = httpx.post(f"{url}/tokenize", json=asked).json()["count"]
+        read = httpx.post(f"{url}/v1/chat/completions", json={**asked, "max_tokens": 1}).json()["usage"]
+        assert counted == read["prompt_tokens"]
+
+
 @pytest.mark.parametrize(
     "path, body, message",
     [

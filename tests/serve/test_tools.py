@@ -13,6 +13,7 @@ from langmill.serve.errors import Refused
 from langmill.serve.formats import schema_of
 from langmill.serve.models import Loaded
 from langmill.serve.tools import as_template_wants, closed, form_of, grammar_of, prepared
+from langmill.serve.turns import size_of
 
 TOOL: dict[str, Any] = {
     "type": "function",
@@ -172,3 +173,10 @@ def test_formats_are_named_when_they_are_none(tmp_path: Path) -> None:
                   {"type": "json_schema", "json_schema": {"name": "a", "sch": {}}}):  # fmt: skip
         with pytest.raises(Refused, match="response_format"):
             schema_of(wrong)
+
+
+def test_calls_and_tools_count_for_whether_a_conversation_is_long() -> None:
+    long = {"city": "a" * 5000}
+    call = {"id": "c", "type": "function", "function": {"name": "weather", "arguments": json.dumps(long)}}
+    assert size_of([USER, {"role": "assistant", "content": "", "tool_calls": [call]}]) > 5000
+    assert size_of([USER], [{**TOOL, "description": "a" * 5000}], None) > 5000 > size_of([USER], None, {}) > 8

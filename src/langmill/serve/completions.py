@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field
 
 from langmill.common.errors import ModelError
 from langmill.infer.request import Likely
+from langmill.model.config import gap_order
 from langmill.serve.at_least import at_least
 from langmill.serve.constraints import constraint_of
 from langmill.serve.errors import FAILURES, STREAMED, Refused
@@ -46,7 +47,6 @@ from langmill.serve.writing import (
     write,
 )
 from langmill.text.infill import gap_ids
-from langmill.text.tokenizer import Tokenizer
 
 Ids = Annotated[list[int], Field(min_length=1)]
 MOST_PROMPTS = 1024
@@ -164,7 +164,7 @@ def _prompts(asked: CompletionAsked, loaded: Loaded) -> list[tuple[list[int], st
     for one in given:
         if isinstance(one, str):
             found.append(
-                (_gap(tokenizer, one, asked.suffix) if asked.suffix else tokenizer.prompt_ids(one), one)
+                (_gap(loaded, one, asked.suffix) if asked.suffix else tokenizer.prompt_ids(one), one)
             )
             continue
         if asked.suffix:
@@ -175,13 +175,15 @@ def _prompts(asked: CompletionAsked, loaded: Loaded) -> list[tuple[list[int], st
                 f"the prompt holds ids of no token: this model knows 0 to {loaded.model.config.vocab - 1}",
                 param="prompt",
             )
-        found.append((one, tokenizer.decode(one) if asked.echo else ""))
+        shown = asked.echo and len(one) <= loaded.window  # a longer one is refused
+        found.append((one, tokenizer.decode(one) if shown else ""))
     return found
 
 
-def _gap(tokenizer: Tokenizer, before: str, after: str) -> list[int]:
+def _gap(loaded: Loaded, before: str, after: str) -> list[int]:
+    assert loaded.tokenizer is not None
     try:
-        return gap_ids(tokenizer, before, after)
+        return gap_ids(loaded.tokenizer, before, after, gap_order(loaded.model.config))
     except ModelError as error:
         raise Refused(str(error), param="suffix") from None
 

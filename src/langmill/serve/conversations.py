@@ -177,7 +177,7 @@ def _add_keeping(made: APIRouter, history: History) -> None:
 
     @made.get("")
     async def listed(
-        request: Request, search: str = "", offset: Annotated[int, Query(ge=0)] = 0
+        request: Request, search: str = "", offset: Annotated[int, Query(ge=0, lt=1 << 63)] = 0
     ) -> JSONResponse:
         """The client's conversations, the last changed first; `lasting`: whether they outlive the server."""
         look = partial(history.all, owner_of(request), search.strip(), offset, PAGE)

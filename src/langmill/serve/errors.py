@@ -201,7 +201,10 @@ def _invalid(error: RequestValidationError, request: Request) -> Refused:
 
 
 def _path(place: Sequence[int | str], value: Any) -> list[str]:
-    """Where in a body something is wrong: pydantic's place without the names of the types that it tried."""
+    """Where something is wrong: in a body pydantic's place without the names of the types that it tried; else the name
+    of the part of the address."""
+    if place[0] != "body":
+        return [str(part)[:100] for part in place[1:2]]
     found = []
     for part in place[1:]:
         listed = isinstance(value, list) and isinstance(part, int) and part < len(value)

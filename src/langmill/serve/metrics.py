@@ -86,7 +86,7 @@ class Engines(Collector):
     def collect(self) -> Iterator[Metric]:
         """One gauge for each of GAUGES, one counter for everything that the engines count."""
         engines = [(one.name, one.service) for one in self.models.all if one.service is not None]
-        used = {one.name: one.accounting() for one in self.models.all}
+        used = {one.name: one.accounting() for one in self.models.all if one.parent is None}
         for key, about in GAUGES.items():
             gauge = GaugeMetricFamily(f"langmill_engine_{key}", about, labels=["model"])
             for name, accounting in used.items():

@@ -158,7 +158,7 @@ def load_models(settings: ServeSettings) -> Models:
             f"there are {len(settings.name)} names for {len(settings.model)} models: give one for each model, or none"
         )
     names = settings.name or [name_of(where) for where in settings.model]
-    adapters = [_adapted(text, settings.model) for text in settings.adapter]
+    adapters = [_adapted(text, names, settings.model) for text in settings.adapter]
     called = [*names, *(name for name, _, _ in adapters)]
     if twice := [name for name in called if called.count(name) > 1]:
         raise UsageError(f"two models would be called {twice[0]}: give each a name of its own with --name")
@@ -176,21 +176,38 @@ def name_of(where: str) -> str:
     return path.stem if path.suffix == ".gguf" else path.name
 
 
-def _adapted(text: str, models: Sequence[str]) -> tuple[str, int, Path]:
-    """The name, number of the model and folder of an adapter: of several models the one that the adapter names."""
+def _adapted(text: str, names: Sequence[str], models: Sequence[str]) -> tuple[str, int, Path]:
+    """The name, number of the model and folder of an adapter: of several models the one that is named behind an @, or
+    else the one that the adapter names."""
     name, equals, folder = text.partition("=")
     if not (name and equals and folder):
-        raise UsageError(f"--adapter takes NAME=DIR, not '{text}'")
-    path = Path(folder)
+        raise UsageError(f"--adapter takes NAME=DIR or NAME=DIR@MODEL, not '{text}'")
+    path, chosen = Path(folder), ""
+    if "@" in folder and not path.exists():
+        folder, _, chosen = folder.rpartition("@")
+        path = Path(folder)
     if not peft.is_adapter(path):
         raise UsageError(f"--adapter {text}: {folder} holds no {peft.CONFIG}")
+    if chosen:
+        if chosen not in names:
+            raise UsageError(f"--adapter {text}: no model is served as {chosen}: there is {', '.join(names)}")
+        return name, names.index(chosen), path
     if len(models) == 1:
         return name, 0, path
-    base = resolve(peft.base_of(path)).resolve()
+    base = peft.base_of(path)
     for number, where in enumerate(models):
-        if resolve(where).resolve() == base:
+        if where == base or _same(where, base):
             return name, number, path
-    raise UsageError(f"--adapter {text} was made for {base}, which is not among the models that are served")
+    raise UsageError(
+        f"--adapter {text} was made for {base}, which is not among the models that are served: name the one that it "
+        f"is for, as {name}={folder}@{names[0]}"
+    )
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether both are one folder or file here; nothing is fetched to find out."""
+    one_path, other_path = Path(one).expanduser(), Path(other).expanduser()
+    return one_path.exists() and other_path.exists() and one_path.samefile(other_path)
 
 
 def load_one(name: str, where: str, adapters: Mapping[str, Path], settings: ServeSettings) -> list[Loaded]:

@@ -64,7 +64,8 @@ def router(state: State) -> APIRouter:
         """Put texts in the order in which they fit a question."""
         loaded = state.models.find(asked.model, "embed")
         texts = [_text(one, place) for place, one in enumerate(asked.documents)]
-        ids = await aside(loaded, sum(map(len, texts)), lambda: _ids(loaded, asked.query, texts))
+        size = len(asked.query) + sum(map(len, texts))
+        ids = await aside(loaded, size, lambda: _ids(loaded, asked.query, texts))
         tokens = sum(map(len, ids))
         note(request, Usage(prompt=tokens))
         state.limits.check(key_of(request), tokens)

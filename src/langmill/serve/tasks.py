@@ -27,6 +27,8 @@ from langmill.serve.writing import Usage, aside, attended, key_of, note, to_its_
 T = TypeVar("T")
 Texts = str | Annotated[list[str], Field(min_length=1, max_length=2048)]
 BATCH = 16  # texts between two looks at whether the client is still there
+# What is read before the first batch, when no client's leaving is noticed: labels, and characters of each.
+LABELS, LABEL, TEMPLATE = 1024, 1024, 1 << 14
 
 
 class Task(Asked):
@@ -44,8 +46,8 @@ class ClassifyAsked(Task):
 
     text_pair: Texts | None = None
     threshold: float | None = None
-    labels: list[str] | None = None
-    template: str | None = None
+    labels: Annotated[list[Annotated[str, Field(max_length=LABEL)]], Field(max_length=LABELS)] | None = None
+    template: str | None = Field(None, max_length=TEMPLATE)
     calibrate: bool | None = None
 
 

@@ -15,7 +15,7 @@ from langmill.serve.likely import token_text
 from langmill.serve.models import Loaded
 from langmill.serve.schema import Asked
 from langmill.serve.state import State
-from langmill.serve.turns import Message, plain, prompt_of, size_of
+from langmill.serve.turns import Message, plain, understood
 from langmill.serve.writing import aside, key_of
 
 
@@ -108,11 +108,10 @@ async def _ids(state: State, loaded: Loaded, asked: TokenizeAsked) -> list[int]:
         state.models.find(loaded.name, "chat")
         messages = plain(asked.messages, loaded.tokenizer.chat_template or "")
         ending = ending_of(messages, asked.add_generation_prompt, asked.continue_final_message)
-        return await aside(
-            loaded,
-            size_of(messages),
-            lambda: prompt_of(loaded, messages, asked.tools, asked.chat_template_kwargs, ending),
+        ids, _ = await understood(
+            loaded, messages, asked.tools, variables=asked.chat_template_kwargs, ending=ending
         )
+        return ids
     text = asked.prompt if asked.prompt is not None else asked.content or ""
     encode = loaded.tokenizer.prompt_ids if asked.add_special_tokens else loaded.tokenizer.encode
     return await aside(loaded, len(text), lambda: encode(text))

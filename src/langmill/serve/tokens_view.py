@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from math import exp, log
+from typing import Annotated
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Path, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
@@ -41,7 +42,7 @@ def router(state: State) -> APIRouter:
     history = state.history
 
     @made.get("/{id}/messages/{number}/tokens", response_model=Tokens)
-    def tokens(id: str, number: int, request: Request) -> JSONResponse:
+    def tokens(id: str, number: Annotated[int, Path(ge=0, lt=1 << 63)], request: Request) -> JSONResponse:
         """The tokens of an answer whose probabilities were kept."""
         kept = history.likely(owner_of(request), id, number)
         if kept is None:

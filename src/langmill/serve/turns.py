@@ -137,9 +137,10 @@ async def understood(
         shown = as_template_wants(loaded, messages, use)
         return prompt_of(loaded, shown, None if use is None else use.tools, variables, ending)
 
-    return await aside(loaded, size_of(messages), ids), use
+    return await aside(loaded, size_of(messages, tools, variables), ids), use
 
 
-def size_of(messages: Sequence[Mapping[str, Any]]) -> int:
-    """Characters, about."""
-    return sum(len(str(message.get("content") or "")) for message in messages)
+def size_of(messages: Sequence[Mapping[str, Any]], *beside: Any) -> int:
+    """Characters, about, of a conversation and of what its template reads beside it."""
+    rest = [value for message in messages for name, value in message.items() if name != "content"]
+    return sum(len(str(message.get("content") or "")) for message in messages) + len(str([rest, beside]))

@@ -228,16 +228,16 @@ class Tokenizer:
 
     def encode_with_offsets(self, text: str, specials: bool = False) -> tuple[list[int], list[Place]]:
         """The ids of a text and the characters, from and to, that each stands for; `specials` as above."""
-        try:
-            encoding = (self._backend if specials else self._plain).encode(text, add_special_tokens=False)
+        backend = self._backend if specials else self._plain
+        try:  # `encode` would hold up all other threads
+            [encoding] = backend.encode_batch([text], add_special_tokens=False)
         except (UnicodeEncodeError, TypeError) as error:
             raise DataError(f"the text holds half a surrogate pair and is no Unicode: {error}") from None
         return encoding.ids, encoding.offsets
 
     def decode(self, ids: Sequence[int], skip_specials: bool = True) -> str:
         """The text of ids; bytes that are not UTF-8 become U+FFFD."""
-        text: str = self._backend.decode(list(ids), skip_special_tokens=skip_specials)
-        return text
+        return str(self._backend.decode(list(ids), skip_special_tokens=skip_specials))
 
     def stream(self) -> TextStream:
         """A decoder that takes ids one at a time."""
