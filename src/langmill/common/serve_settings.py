@@ -22,8 +22,8 @@ class ServeSettings(Settings):
     )
     adapter: list[str] = Field(
         default_factory=list,
-        description="NAME=DIR or NAME=DIR@MODEL: the PEFT adapter in that folder, under this name, on the model that it "
-        "was made for or on MODEL (repeatable)",
+        description="NAME=DIR or NAME=DIR@MODEL: the PEFT adapter in that folder, under this name, on the model that "
+        "it was made for or on MODEL (repeatable)",
     )
     host: str = Field(
         "127.0.0.1", description="address to listen on; others than this machine's own need --api-keys"
