@@ -138,7 +138,9 @@ def test_a_hub_that_cannot_be_reached(tmp_path: Path, hub: tuple[str, list[tuple
     assert "cannot be reached" in missing and "copy its folder here" in missing
 
 
-def test_local_paths(tmp_path: Path) -> None:
+def test_local_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     (tmp_path / "a.gguf").write_bytes(b"")
     (tmp_path / "a.bin").write_bytes(b"")
     assert resolve(tmp_path) == tmp_path
