@@ -156,23 +156,6 @@ def test_killed_anywhere_and_run_again_gives_the_same_files(raw: Path, tmp_path:
     assert not list((tmp_path / "killed" / "out.run" / "units").glob(".*"))
 
 
-def test_grown_sources_cost_the_new_work_alone(raw: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    prepare.run(settings(raw, out), quiet=True)
-    again = prepare.run(settings(raw, out), quiet=True).extra["units"]
-    assert again["reused"] == again["total"] > 3
-    with open(raw / "rows.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps({"text": sentence(5000)}) + "\n")
-    grown = prepare.run(settings(raw, out), quiet=True)
-    assert (
-        grown.extra["units"]["total"] - grown.extra["units"]["reused"] <= 2
-        and grown.counts["documents"] == 111
-    )
-    fresh = tmp_path / "fresh" / "out"
-    prepare.run(settings(raw, fresh), quiet=True)
-    assert made(fresh) == made(out)
-
-
 def test_other_settings_or_sources_are_not_mixed_in_by_mistake(raw: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     prepare.run(settings(raw, out), quiet=True)

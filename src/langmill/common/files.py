@@ -40,6 +40,13 @@ def atomic_write(path: Path, data: bytes | str) -> None:
     _sync_folder(path.parent)
 
 
+def recover(path: Path) -> None:
+    """Put back the folder that `atomic_folder` was about to replace when it was killed between its two renames."""
+    old = path.with_name(f".{path.name}.old")
+    if old.exists() and not path.exists():
+        old.replace(path)
+
+
 @contextlib.contextmanager
 def atomic_folder(path: Path, replace: bool = False) -> Iterator[Path]:
     """Yield an empty folder beside `path` to fill; it becomes `path` when the block ends well.
@@ -49,8 +56,7 @@ def atomic_folder(path: Path, replace: bool = False) -> Iterator[Path]:
     not write the same path at once (see Lock); what a killed writer left behind is cleared here.
     """
     temporary, old = (path.with_name(f".{path.name}.{end}") for end in ("tmp", "old"))
-    if old.exists() and not path.exists():  # killed between the two renames below
-        old.replace(path)
+    recover(path)
     if path.exists() and not replace and any(path.iterdir()):
         raise UsageError(f"{path} exists already: choose another name or remove it")
     shutil.rmtree(temporary, ignore_errors=True)

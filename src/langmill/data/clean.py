@@ -21,12 +21,18 @@ from langmill.common.prepare_settings import DuplicateSettings
 from langmill.data import boilerplate, mixture
 from langmill.data.dedup import find
 from langmill.data.last import Last
+from langmill.data.minhash import ROWS
+from langmill.data.minhash import opened as signed_rows
 from langmill.data.units import KEPT, READ, Amount, Flow, Flows, amount, flows_of, kept_batches, opened
 
 EXACT, NEAR = "exact_duplicates", "near_duplicates"
 OVER_ALL = (EXACT, NEAR, boilerplate.NAME, mixture.NAME)  # steps that no unit holds
 REASONS = {EXACT: "the same text as another", NEAR: "nearly the same text as another"}
-COPIES = pa.schema([("id", pa.large_string()), ("step", pa.string()), ("of", pa.large_string())])
+# anew: whether a run from the beginning would keep it, and what stays for it is of an earlier run.
+COPIES = pa.schema(
+    [("id", pa.large_string()), ("step", pa.string()), ("of", pa.large_string()), ("anew", pa.bool_())]
+)
+KEEPERS = pa.schema([("id", pa.large_string()), ("hash", pa.uint64())])
 _LANGUAGE = r'"language":"(?P<language>[\w-]+)"'
 
 Sources = dict[str, Flows]  # by source, then by step
@@ -63,33 +69,56 @@ class Statistics:
         }
 
 
-def copies(
-    folders: Sequence[Path], settings: DuplicateSettings
-) -> tuple[pa.Table, list[NDArray[np.int8]], dict[str, int]]:
-    """(id, step, id of the copy that stays) of what goes; for each unit 0: stays, 1: exact, 2: near copy; and how many
-    pairs were compared, were similar, and texts left without being compared with all (see dedup.Duplicates)."""
+@dataclass(frozen=True)
+class Copies:
+    """table: what goes, as COPIES. codes: for each unit 0: stays, 1: exact, 2: near copy. counts: pairs `compared` and
+    `similar`, texts `left` without being compared with all (see dedup.Duplicates); where an earlier run's texts stay,
+    `earlier` ones that a run from the beginning would leave out, and `anew` those that it would keep. keepers: what
+    stays, as KEEPERS."""
+
+    table: pa.Table
+    codes: list[NDArray[np.int8]]
+    counts: dict[str, int]
+    keepers: pa.Table
+
+
+def copies(folders: Sequence[Path], settings: DuplicateSettings, earlier: pa.Table | None) -> Copies:
+    """Which texts go since others like them stay. earlier: the keepers of an earlier run, which stay."""
     sizes = [sum(len(batch) for batch in kept_batches(folder, ["id"])) for folder in folders]
     codes = np.zeros(sum(sizes), np.int8)
-    table, counts = COPIES.empty_table(), dict[str, int]()
+    table, keepers, counts = COPIES.empty_table(), KEEPERS.empty_table(), dict[str, int]()
     if settings.exact or settings.near is not None:
         chunks = [c for f in folders for b in kept_batches(f, ["id"]) for c in b["id"].chunks]
         ids = pa.chunked_array(chunks, pa.string()).cast(
             pa.large_string()
         )  # all of them: more than 2 GiB perhaps
         ids = ids.combine_chunks() if ids.num_chunks else pa.array([], pa.large_string())
-        found = find(folders, ids, threshold=settings.near, keep=settings.keep)
-        counts = {"compared": found.compared, "similar": found.similar, "left": found.left}
-        of = np.where(found.near_N >= 0, found.near_N, -1)
-        codes[of >= 0] = 2
-        exact = (found.exact_N >= 0) & settings.exact
-        codes[exact], of[exact] = 1, found.exact_N[exact]
-        gone = np.flatnonzero(codes)
+        hash_N = np.concatenate([np.zeros(0, np.uint64), *(signed_rows(f, ROWS)["hash"] for f in folders)])
+        earlier_N = None if earlier is None else _there(ids, hash_N, earlier)
+        found = find(folders, ids, threshold=settings.near, keep=settings.keep, earlier_N=earlier_N)
+        of = np.where(found.exact_N >= 0, found.exact_N, found.near_N)
+        codes[found.near_N >= 0] = 2
+        codes[found.exact_N >= 0] = 1 if settings.exact else 2
+        anew_N = found.anew_N if found.anew_N is not None else np.where(codes, of, -1)
+        stays_N, gone = codes == 0, np.flatnonzero(codes)
+        counts = {
+            "compared": found.compared, "similar": found.similar, "left": found.left,
+            "earlier": int((stays_N & (anew_N >= 0)).sum()), "anew": int((~stays_N & (anew_N < 0)).sum()),
+        }  # fmt: skip
         steps = pa.array([EXACT if code == 1 else NEAR for code in codes[gone]], pa.string())
-        table = pa.table([ids.take(pa.array(gone)), steps, ids.take(pa.array(of[gone]))], COPIES.names).cast(
-            COPIES
-        )
+        columns = [ids.take(pa.array(gone)), steps, ids.take(pa.array(of[gone])), pa.array(anew_N[gone] < 0)]
+        table = pa.table(columns, COPIES.names).cast(COPIES)
+        keepers = pa.table([ids.filter(pa.array(stays_N)), pa.array(hash_N[stays_N])], KEEPERS)
     ends = np.cumsum(sizes)
-    return table, [codes[end - size : end] for size, end in zip(sizes, ends, strict=True)], counts
+    parts = [codes[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+    return Copies(table, parts, counts, keepers)
+
+
+def _there(ids: Any, hash_N: NDArray[np.uint64], earlier: pa.Table) -> NDArray[np.bool_]:
+    """(N,) which texts are among the earlier ones: of the same id, and the same still."""
+    places = pc.index_in(ids, earlier["id"].combine_chunks())
+    found, at = places.is_valid().to_numpy(False), pc.fill_null(places, 0).to_numpy(False)
+    return found & (earlier["hash"].to_numpy()[at] == hash_N) if len(earlier) else found
 
 
 def flows(folders: Sequence[Path]) -> Sources:
@@ -167,8 +196,12 @@ def write(
             stays = batch.filter(pa.array(code == 0)) if code.any() else batch
             if last.steps:
                 stays, dropped = last(stays, mine)
-                nothing = pa.nulls(len(dropped), pa.string())
-                left_out.append(pa.table([dropped["id"], dropped["dropped"], nothing], COPIES))
+                rows = pa.table({"id": dropped["id"], "step": dropped["dropped"]})
+                for name in ("of", "anew"):
+                    rows = rows.append_column(
+                        COPIES.field(name), pa.nulls(len(rows), COPIES.field(name).type)
+                    )
+                left_out.append(rows.cast(COPIES))
             if len(stays):
                 writer.write(stays)
                 statistics.take(stays)

@@ -29,13 +29,17 @@ _AT_ONCE = 1 << 21  # n-grams compared at a time
 class Duplicates:
     """(N,) the text that stays for each one that goes, -1 where it stays itself; `compared` pairs of texts, of which
     `similar` were near duplicates; `left`: texts that were left in groups of one key after LEADERS comparisons each,
-    summed over bands: near duplicates among them may have been missed."""
+    summed over bands: near duplicates among them may have been missed.
+
+    Where texts of an earlier run stay: `anew_N` is what a run from the beginning would keep in the place of each text,
+    -1 for those that it would keep themselves."""
 
     exact_N: Ints
     near_N: Ints
     compared: int
     similar: int
     left: int = 0
+    anew_N: Ints | None = None
 
 
 class Parts:
@@ -78,13 +82,15 @@ class Parts:
 
 
 def find(
-    folders: Sequence[Path], ids: Any, *, threshold: float | None = 0.8, keep: Keep = "longest"
-) -> Duplicates:
+    folders: Sequence[Path], ids: Any, *, threshold: float | None = 0.8, keep: Keep = "longest",
+    earlier_N: NDArray[np.bool_] | None = None,
+) -> Duplicates:  # fmt: skip
     """What goes and what stays for it. `ids`: an Arrow array of the N texts' ids, which break ties.
 
     Texts are near duplicates where the Jaccard similarity of their n-grams is at least `threshold` (None: exact ones
     alone), and so are those that a chain of near duplicates joins. Of each group the `keep` one stays: the longest,
-    or the one whose id is first. DataError where ids and parts do not agree.
+    or the one whose id is first; with `earlier_N` all those stay that an earlier run kept, however alike they are by
+    now, and only where there is none another one. DataError where ids and parts do not agree.
     """
     parts = Parts(folders)
     total = len(parts.rows_N)
@@ -93,19 +99,28 @@ def find(
     none = np.full(total, -1)
     if not total:
         return Duplicates(none, none, 0, 0)
-    lengths_N = parts.rows_N["length"]
-    exact_N = _kept(_same(parts.rows_N["hash"], parts.rows_N["more"]), lengths_N, ids, keep)
-    if threshold is None:
-        return Duplicates(exact_N, none, 0, 0)
-    parent_N = np.arange(total)
+    earlier_N = np.zeros(total, np.bool_) if earlier_N is None else earlier_N
+    same_N = _same(parts.rows_N["hash"], parts.rows_N["more"])
+
+    def kept(group_N: Ints, earlier_N: NDArray[np.bool_]) -> Ints:
+        lengths_N = parts.rows_N["length"] if keep == "longest" else np.zeros(total, np.int64)
+        return _kept(group_N, lengths_N, ids, earlier_N)
+
+    exact_N, near_N, parent_N = kept(same_N, earlier_N), none, np.arange(total)
     counts = np.zeros(3, np.int64)
-    for band in range(parts.bands):
-        counts += _join_band(parts, band, exact_N < 0, parent_N, threshold)
-    near_N = _kept(_roots(parent_N, np.arange(total)), lengths_N, ids, keep)
-    through = np.flatnonzero(exact_N >= 0)  # what stays for an exact copy may itself go for a near one
-    through = through[near_N[exact_N[through]] >= 0]
-    exact_N[through] = near_N[exact_N[through]]
-    return Duplicates(exact_N, near_N, *counts.tolist())
+    if threshold is not None:
+        for band in range(parts.bands):
+            counts += _join_band(parts, band, exact_N < 0, parent_N, threshold)
+        near_N = kept(_roots(parent_N, np.arange(total)), earlier_N)
+        through = np.flatnonzero(exact_N >= 0)  # what stays for an exact copy may itself go for a near one
+        through = through[near_N[exact_N[through]] >= 0]
+        exact_N[through] = near_N[exact_N[through]]
+    anew_N = None
+    if earlier_N.any():
+        _join(parent_N, np.arange(total), same_N)
+        anew_N = kept(_roots(parent_N, np.arange(total)), np.zeros(total, np.bool_))
+    compared, similar, left = counts.tolist()
+    return Duplicates(exact_N, near_N, compared, similar, left, anew_N)
 
 
 def jaccard(parts: Parts, left: Ints, right: Ints) -> NDArray[np.float64]:
@@ -215,20 +230,21 @@ def _shared(keys: NDArray[np.uint64]) -> Ints:
     return (packed[chosen] & ((np.uint64(1) << bits) - np.uint64(1))).astype(np.int64)
 
 
-def _kept(group_N: Ints, lengths_N: Ints, ids: Any, keep: Keep) -> Ints:
-    """(N,) the text of its group that stays, -1 for that one itself and for groups of one."""
+def _kept(group_N: Ints, sizes_N: Ints, ids: Any, earlier_N: NDArray[np.bool_]) -> Ints:
+    """(N,) the text of its group that stays for each one that goes, -1 for those that stay: the earlier ones, or else
+    the largest, or of several the one whose id is first."""
     kept = np.full(len(group_N), -1)
     several = np.flatnonzero(np.bincount(group_N, minlength=len(group_N))[group_N] > 1)
     if not len(several):
         return kept
     names = ids.take(several).to_pylist()
-    size = lengths_N[several] if keep == "longest" else np.zeros(len(several), np.int64)
-    order = sorted(range(len(several)), key=lambda i: (group_N[several[i]], -size[i], names[i]))
+    group, size, late = group_N[several], sizes_N[several], ~earlier_N[several]
+    order = sorted(range(len(several)), key=lambda i: (group[i], late[i], -size[i], names[i]))
     ordered = several[order]
     groups = group_N[ordered]
     first = np.concatenate(([True], groups[1:] != groups[:-1]))
     best = ordered[np.maximum.accumulate(np.where(first, np.arange(len(ordered)), 0))]
-    kept[ordered] = np.where(best == ordered, -1, best)
+    kept[ordered] = np.where((best == ordered) | earlier_N[ordered], -1, best)
     return kept
 
 

@@ -1,10 +1,11 @@
 """`langmill data prepare`: sources to clean documents in units of work, each finished as a whole.
 
 OUT/       clean/part-00000.parquet …, manifest.json (counts, settings, hashes), report.html, datasheet.md
-OUT.run/   units/KEY/…, plan.json, copies.parquet, errors.jsonl, versions/: private, since it holds what was dropped
+OUT.run/   units/KEY/…, plan.json, copies.parquet, errors.jsonl, versions/, keepers/: private, since it holds what was
+           dropped
 
 Stopped at any moment, the same command goes on from the units that are whole and ends with the same files; run again
-over sources that grew, it does the new work alone.
+over sources that grew, it does the new work alone, and what it kept stays in the place of its copies.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from langmill.common.files import (
     atomic_write,
     claimed,
     read_json,
+    recover,
     run_folder,
     sha256,
     write_json,
@@ -52,6 +54,7 @@ from langmill.jobs.workers import Failed, work
 from langmill.text.document import text_hash
 
 MANIFEST, VERSION = "manifest.json", 1
+KEEPERS = "keepers"  # in the run folder: what the version that OUT holds kept of texts that are alike
 _LINES = 10_000  # of errors.jsonl
 _REASONS = 20  # that are told at the end
 # Settings that make no other documents.
@@ -84,7 +87,8 @@ def run(settings: PrepareSettings, *, quiet: bool = False) -> Report:
     with claimed(settings.out, resume=True, resumable=True) as folder:
         made = recipe(settings, folder)
         if settings.force:
-            shutil.rmtree(folder / "units", ignore_errors=True)
+            for name in ("units", KEEPERS):
+                shutil.rmtree(folder / name, ignore_errors=True)
         if load(folder)["begun"]:
             raise UsageError(
                 f"documents were being removed from {settings.out}: end that first with langmill data forget"
@@ -162,16 +166,17 @@ def compose(
     for source, _, reason, size, _ in plan["aside"]:
         mine = sources.setdefault(source, {READ: Flow()})
         mine[READ].dropped.setdefault(reason, Amount()).add(Amount(1, size, 0))
+    earlier = _earlier(settings, run)
     with track("finding copies", quiet=quiet) as progress:
-        table, codes, compared = clean.copies(folders, settings.duplicates)
-        progress.advance(sum(map(len, codes)))
+        found = clean.copies(folders, settings.duplicates, earlier)
+        progress.advance(sum(map(len, found.codes)))
     steps = (clean.EXACT, clean.NEAR) if shape(settings) else ()
     asked = settings.boilerplate.cut or settings.mixture.weights
     with track("counting over all", quiet=quiet or not asked):
-        whole = last(lambda: clean.staying(folders, codes), settings, plan["named"], run)
+        whole = last(lambda: clean.staying(folders, found.codes), settings, plan["named"], run)
     with atomic_folder(settings.out, replace=True) as fresh:
         parts, statistics, late = clean.write(
-            folders, codes, steps, whole, fresh / "clean", settings.part_bytes, sources
+            folders, found.codes, steps, whole, fresh / "clean", settings.part_bytes, sources
         )
         clean.check(sources, parts)
         if not parts and not empty:
@@ -188,7 +193,7 @@ def compose(
             "failed": len(plan["failed"]),
             "counts": {name: sum(part[name] for part in parts) for name in ("documents", "bytes")},
             "parts": parts,
-            "copies": compared,
+            "copies": found.counts,
             "mixture": dict(whole.mixture.times) if whole.mixture else {},
             "flows": {
                 s: {step: f.as_dict() for step, f in mine.items()} for s, mine in sorted(sources.items())
@@ -196,11 +201,35 @@ def compose(
             "statistics": statistics.as_dict(),
         }
         write_json(fresh / MANIFEST, value, "prepared text", VERSION)
-        pq.write_table(pa.concat_tables([table, late]), run / prepare_report.COPIED)
+        pq.write_table(pa.concat_tables([found.table, late]), run / prepare_report.COPIED)
         _errors(run, plan, folders)
         _remember(run, fresh, parts, bool(whole.steps))
+        # Where units are missing, what stays for their texts is not settled: a run that has all decides.
+        keepers = found.keepers if not plan["failed"] else earlier or clean.KEEPERS.empty_table()
+        stays = run / KEEPERS / f"{sha256(fresh / MANIFEST)}.parquet"
+        stays.parent.mkdir(exist_ok=True)
+        pq.write_table(keepers, stays)
         prepare_report.write(fresh, value, run, folders)
+    for file in stays.parent.iterdir():
+        if file != stays:
+            file.unlink()
     return value
+
+
+def _earlier(settings: PrepareSettings, run: Path) -> pa.Table | None:
+    """What stays since the run that wrote OUT kept it, with the settings of this one; None where there is none."""
+    recover(settings.out)
+    if not (settings.out / MANIFEST).is_file():
+        return None
+    stays = run / KEEPERS / f"{sha256(settings.out / MANIFEST)}.parquet"
+    if manifest(settings.out)["settings"] != _settings(settings) or not stays.is_file():
+        return None
+    kept, gone, key = pq.read_table(stays), set(load(run)["hashes"]), key_of(run)
+    return (
+        kept.filter(pa.array([known_as(key, id) not in gone for id in kept["id"].to_pylist()]))
+        if gone
+        else kept
+    )
 
 
 def manifest(out: Path) -> dict[str, Any]:
@@ -293,6 +322,7 @@ def _said(
     lines += [f"left out: {shown(count)} x {why}" for count, why in dropped[:_REASONS]]
     if more := dropped[_REASONS:]:
         lines.append(f"left out: {shown(sum(count for count, _ in more))} more for {len(more)} other reasons")
+    lines += [f"stays: {told}" for told in prepare_report.earlier_told(value["copies"])]
     lines += [
         f"cut: {shown(f.kept.characters - f.out.characters)} characters of lines that sites share, out of "
         f"{shown(f.changed)} documents"

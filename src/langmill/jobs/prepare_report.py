@@ -147,7 +147,17 @@ def _copies(counts: Mapping[str, int]) -> Html:
             f" {left} times a document was left without being compared with all that share a key with it, since "
             "these were too many: near copies among them may have been missed."
         )
-    return text(told)
+    return text(" ".join([told, *earlier_told(counts)]))
+
+
+def earlier_told(counts: Mapping[str, int]) -> list[str]:
+    """How the clean set differs from one made from the beginning, since what an earlier run kept stays."""
+    if not counts.get("earlier") and not counts.get("anew"):
+        return []
+    return [
+        f"{shown(counts['earlier'])} documents that an earlier run kept; made from the beginning (--force), the clean "
+        f"set would hold {shown(counts['anew'])} of their copies instead."
+    ]
 
 
 def _by_source(sources: Mapping[str, Flows]) -> Html:

@@ -49,6 +49,7 @@ def told(out: Path, asked: str) -> Report:
         copy = copies.get(row["id"])
         if copy and row["became"] == "kept":
             told = f": a copy of {copy['of']}, which stays" if copy["of"] is not None else ""
+            told += " since an earlier run kept it" if copy.get("anew") else ""
             row |= {"became": "dropped", "why": copy["step"] + told}
     places = _places(out, value, [row["id"] for row in found if row["became"] == "kept"])
     lines = []
