@@ -25,6 +25,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -145,9 +146,9 @@ def address(lines: IO[str], pattern: str) -> str:
     raise SystemExit("the server ended before it listened")
 
 
-def prompts_of(count: int) -> list[list[int]]:
+def prompts_of(count: int, seed: int = 0) -> list[list[int]]:
     """As `scripts/bench engine` has them: none begins as another."""
-    draw = random.Random(0)
+    draw = random.Random(seed)
     sizes = [round(16 * 16 ** draw.random()) for _ in range(count)]
     return [[draw.randrange(1000, 40000) for _ in range(size)] for size in sizes]
 
@@ -179,20 +180,20 @@ def clients(given: argparse.Namespace, bench: Bench) -> dict[str, Any]:
 
 
 def overhead(given: argparse.Namespace, bench: Bench) -> dict[str, Any]:
-    """A token's time through the server over the engine's own, with the same prompts."""
+    """A token's time through the server over the engine's own, with the same prompts in turns."""
     over: dict[str, list[float]] = {}
-    for _ in range(given.rounds):
-        for name in OURS:
+    for name in OURS:
+        engine = bench.engine(name, CLIENTS)
+        with ours(given, bench.work / name) as url:
             for many, count in ((1, 12), (CLIENTS, min(given.requests, 96))):
-                prompts = prompts_of(count)
-                engine = bench.engine(name, CLIENTS)
-                alone = served(engine, prompts, NEW) if many > 1 else one_by_one(engine, prompts)
-                with ours(given, bench.work / name) as url:
-                    drive(url, name, prompts[:many], many)
-                    through = drive(url, name, prompts, many)
-                rate = NEW * count / alone["seconds"]
-                over.setdefault(f"{name}, {many}", []).append(rate / through["rate"] - 1)
-                print(name, many, round(rate, 1), round(through["rate"], 1), file=sys.stderr)
+                alone = partial(served, engine, new=NEW) if many > 1 else partial(one_by_one, engine)
+                for number in range(given.rounds + 1):  # the first warms both up
+                    prompts = prompts_of(count, number)  # none that the prefix cache knows
+                    rate = NEW * count / alone(prompts)["seconds"]
+                    through = drive(url, name, prompts, many)["rate"]
+                    print(name, many, round(rate, 1), round(through, 1), file=sys.stderr)
+                    if number:
+                        over.setdefault(f"{name}, {many}", []).append(rate / through - 1)
     return {"time_over_engine": {name: spread(values, 3) for name, values in over.items()}}
 
 

@@ -98,6 +98,30 @@ def test_logits_equal_pefts_in_both_directions(
     )
 
 
+def test_an_adapter_made_on_a_model_without_its_head_is_read_and_one_of_words_refused(
+    bases: dict[str, Path], tmp_path: Path
+) -> None:
+    import peft
+    import transformers
+
+    def made(place: Path, targets: Any) -> Any:
+        config = peft.LoraConfig(r=4, target_modules=targets)
+        theirs = peft.get_peft_model(transformers.AutoModel.from_pretrained(bases["llama"]), config)
+        random_({name: w for name, w in theirs.named_parameters() if "lora" in name})
+        theirs.save_pretrained(place)
+        return theirs.eval()
+
+    theirs = made(tmp_path / "stack", "all-linear")
+    whole = transformers.AutoModelForCausalLM.from_pretrained(bases["llama"])
+    model, _ = load(bases["llama"])
+    load_adapter(model, tmp_path / "stack")
+    expected = whole.lm_head(theirs(TOKENS).last_hidden_state)
+    torch.testing.assert_close(model(TOKENS), expected, rtol=1e-5, atol=1e-5)
+    made(tmp_path / "words", ["q_proj", "embed_tokens"])
+    with pytest.raises(ModelError, match="embed_tokens.lora_embedding_A changes the model's words"):
+        load_adapter(load(bases["llama"])[0], tmp_path / "words")
+
+
 def test_a_fresh_adapter_changes_nothing_and_trains_alone(bases: dict[str, Path]) -> None:
     model, plain = load(bases["llama"])[0], load(bases["llama"])[0]
     names = adapt(model, LoRASettings(lora_r=4, use_dora=True, lora_targets=["q_proj", "down"]), 0)

@@ -88,6 +88,20 @@ def test_what_fails_without_meaning_to_says_nothing_of_its_insides(
     assert "secret" not in answer.text and "secret" in caplog.text
 
 
+def test_no_listener_of_the_frameworks_is_told_of_requests(
+    folder: str, serving: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Listener:
+        """A tracer provider that the environment set up."""
+
+        def get_tracer(self, *given: object, **more: object) -> None:
+            raise AssertionError("it was told")
+
+    monkeypatch.setattr("opentelemetry.trace.get_tracer_provider", Listener)
+    monkeypatch.setenv("FASTAPI_OTEL_AUTO_CONFIGURE", "true")
+    assert httpx.get(f"{serving(folder).url}/v1/models").status_code == 200
+
+
 def test_every_known_error_has_its_status() -> None:
     from langmill.common import errors as known
     from langmill.serve.errors import NoSuchModel

@@ -99,6 +99,17 @@ def test_what_does_not_end_in_time_is_ended(start: Any, long_folder: str) -> Non
     assert process.returncode == 0 and "Traceback" not in err
 
 
+@pytest.mark.parametrize("work, twice, code", [(0, False, 0), (99, False, 1), (99, True, 1)])
+def test_threads_that_do_not_end_do_not_hold_the_process(work: float, twice: bool, code: int) -> None:
+    seconds = 99 if twice else 0.3
+    script = (
+        "import time\nfrom types import SimpleNamespace\nfrom langmill.serve import run\nrun.GRACE_SECONDS = 0.3\n"
+        f"with run.ended_in_time(SimpleNamespace(should_exit=True, force_exit={twice}), {seconds}): time.sleep({work})"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == code and ("still being read" in ended.stderr) == bool(code)
+
+
 def test_what_is_wrong_shows_before_a_model_is_loaded(
     folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

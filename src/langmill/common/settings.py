@@ -90,7 +90,8 @@ class LoRASettings(Settings):
         0.0, ge=0, lt=1, description="share of an adapter's inputs dropped in training"
     )
     lora_targets: list[str] = Field(
-        default_factory=list, description="layers to adapt, such as q_proj v_proj; none: all linear ones"
+        default_factory=list,
+        description="layers to adapt, as the family names them, such as q_proj v_proj or query value; none: all",
     )
     use_rslora: bool = Field(False, description="scale by alpha / sqrt(r), for high ranks")
     use_dora: bool = Field(False, description="learn the lengths of the weights' rows apart (DoRA); slower")

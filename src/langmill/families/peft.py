@@ -186,17 +186,33 @@ def _layers(model: Model, folder: str | Path) -> dict[str, LoRA]:
         raise ModelError(f"{path} has no {WEIGHTS}") from None
     except (SafetensorError, OSError) as reason:
         raise ModelError(f"{path / WEIGHTS} cannot be read, cut short perhaps: {reason}") from None
-    made: dict[str, LoRA] = {}
-    for place in places(model):
+    there, made = places(model), dict[str, LoRA]()
+    tensors = _whole_names(tensors, there)
+    for place in there:
         made |= _adapted(model, place, config, tensors, path)
     if tensors:
-        name = min(tensors)
+        words = [name for name in sorted(tensors) if ".lora_embedding_" in name or ".lm_head." in name]
+        if words:
+            raise ModelError(
+                f"{path}: tensor {words[0]} changes the model's words, and only adapters of the stack's linear layers "
+                "are supported"
+            )
         raise ModelError(
-            f"{path}: tensor {name} belongs to no layer of this model; was it made for another one?"
+            f"{path}: tensor {min(tensors)} belongs to no layer of this model; was it made for another one?"
         )
     if not made:
         raise ModelError(f"{path / WEIGHTS} holds no adapter")
     return made
+
+
+def _whole_names(tensors: dict[str, Tensor], there: Sequence[Place]) -> dict[str, Tensor]:
+    """The tensors of an adapter by their full names: made on a model without its head (transformers' AutoModel) it
+    leaves out the name that all layers share, `bert` or `model`."""
+    shared = {place.theirs.split(".", 1)[0] for place in there}
+    first = f"{PREFIX}{min(shared, default='')}."
+    if len(shared) != 1 or any(name.startswith(first) for name in tensors):
+        return tensors
+    return {first + name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
 
 
 def _config(path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -69,9 +70,12 @@ class Caught:
 
 def create_app(state: State) -> FastAPI:
     """The application over this state."""
+    # Whatever the environment says: refused bodies, with their texts, would be told too. What is too old ignores it.
+    silent: Any = dict.fromkeys(("tracing", "metrics", "logs", "operation_spans", "auto_configure"), False)
     app = FastAPI(
         title="Langmill", version=__version__, description="Models of one's own, by OpenAI's routes.",
         docs_url=None, redoc_url=None,  # these pages would come from other hosts
+        telemetry=silent,
     )  # fmt: skip
     errors.handlers(app, state.metrics.refused)
     writing = (catalogue, chat, completions, messages, responses, tokens)

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import json
 import logging
+import os
 import signal
 import socket
 import sys
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 BACKLOG = 2048  # connections that wait to be taken
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+GRACE_SECONDS = 5.0  # beyond the drain, for what a process does after it
+LOOK_SECONDS = 0.1
 
 
 def run(settings: ServeSettings, *, quiet: bool = False, state_home: str = "") -> Report:
@@ -110,11 +113,12 @@ def serve(settings: ServeSettings, listener: socket.socket, quiet: bool) -> Repo
     app = create_app(state)
     server = uvicorn.Server(config_of(app, state))
     app.state.server = server
-    with stopped_by_signals(server):
-        if not quiet:
-            print(started(settings, listener, state.models.names(), seconds), file=sys.stderr, flush=True)
-        server.run(sockets=[listener])
-    asyncio.run(state.models.close(drain=False))
+    with ended_in_time(server, settings.drain_seconds + GRACE_SECONDS):
+        with stopped_by_signals(server):
+            if not quiet:
+                print(started(settings, listener, state.models.names(), seconds), file=sys.stderr, flush=True)
+            server.run(sockets=[listener])
+        asyncio.run(state.models.close(drain=False))
     return _report(state, seconds)
 
 
@@ -150,6 +154,29 @@ def started(settings: ServeSettings, listener: socket.socket, models: list[Loade
     if settings.api_keys is not None:
         lines.append(f"  each request needs a key of {settings.api_keys}")
     return "\n".join([*lines, "  Ctrl-C stops it"])
+
+
+@contextmanager
+def ended_in_time(server: uvicorn.Server, seconds: float) -> Iterator[None]:
+    """End the process `seconds` after it was told to stop, or GRACE_SECONDS after it was told so twice, whatever its
+    threads do: Python would wait for them, and one that reads a long text cannot be stopped."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        left = seconds
+        while left > 0:
+            if ended.wait(LOOK_SECONDS):
+                return
+            if server.should_exit:
+                left = min(left, GRACE_SECONDS if server.force_exit else left) - LOOK_SECONDS
+        print("stopped although a text was still being read", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
 
 
 @contextmanager

@@ -146,9 +146,7 @@ async def _answered(
         Row(f"input {number + 1}", text, {name: own[number] for name, own in fields.items()})
         for number, text in enumerate(texts)
     ]
-    size = sum(map(len, texts))
-    encoded = await aside(loaded, size, lambda: loaded.tokenizer.encode_batch(texts))
-    tokens = sum(map(len, encoded))
+    tokens = await _tokens(loaded, [text for own in (texts, *fields.values()) for text in own])
     note(request, Usage(prompt=tokens))
     state.limits.check(key_of(request), tokens)
     results, counted = await attended(
@@ -160,6 +158,13 @@ async def _answered(
     return JSONResponse(
         {"object": "list", "model": loaded.name, "data": data, "counts": dict(counted), "usage": usage}
     )
+
+
+async def _tokens(loaded: Loaded, texts: Sequence[str]) -> int:
+    """How many tokens are to be read, questions and second texts too; what stands there often is encoded once."""
+    often = Counter(texts)
+    encoded = await aside(loaded, sum(map(len, often)), lambda: loaded.tokenizer.encode_batch(list(often)))
+    return sum(len(ids) * times for ids, times in zip(encoded, often.values(), strict=True))
 
 
 async def read(

@@ -18,13 +18,11 @@ from types import FrameType
 from langmill.common.errors import LangmillError, ModelError
 from langmill.common.metrics import Report
 from langmill.common.settings import ServeSettings
-from langmill.serve.run import SIGNALS, serve
+from langmill.serve.run import GRACE_SECONDS, LOOK_SECONDS, SIGNALS, serve
 
 STEADY_SECONDS = 60.0  # a worker that lived so long is started again at once
 MOST_SECONDS = 30.0  # between two starts of one that does not
-LOOK_SECONDS = 0.1
 HOPELESS = 78  # a worker's exit code where starting it again would not help (EX_CONFIG)
-GRACE_SECONDS = 5.0  # beyond the drain, for what a worker does after it
 
 
 @dataclass
