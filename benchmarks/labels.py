@@ -4,13 +4,13 @@
     scripts/bench labels topic     20 newsgroups, the published train and test: accuracy
     scripts/bench labels sentiment Chinese reviews, 5 folds: accuracy (--model: one pretrained on Chinese)
 
-    [--folds N] [--rows N] [--epochs 2] [--length 256] [--long window] [--dropout 0.1] [--model FOLDER]
-    [--threads 2] [--keep FOLDER]
+    [--folds N] [--rows N] [--epochs 2] [--length 256] [--long window] [--dropout 0.1] [--holdout 0.1]
+    [--model FOLDER] [--threads 2] [--keep FOLDER]
 
 The model (MiniLM, asset `minilm`, unless --model names another) is fine-tuned by `langmill finetune`, which chooses its
-checkpoint on a tenth of the training texts; it learns from the first tokens of each text and reads test texts whole,
-window by window (--long truncate: the first tokens alone). The peer's regularisation is chosen on the same kind of
-tenth, and it is then fitted to all of them. Prints one JSON object: scores by fold, the mean, and the paired 95 %
+checkpoint on --holdout of the training texts; it learns from the first tokens of each text and reads test texts whole,
+window by window (--long truncate: the first tokens alone). The peer's regularisation is chosen on a tenth
+of them, and it is then fitted to all of them. Prints one JSON object: scores by fold, the mean, and the paired 95 %
 bootstrap interval of the difference over all test texts. `folds` may be fewer than 5: then the first ones are run. What
 a fold said is kept in FOLDER beside its model, and what is there is not run again: a bench that was stopped goes on.
 """
@@ -109,7 +109,7 @@ def taught(
     write_rows(scratch / "train.jsonl", ({"text": row["text"], "label": row["label"]} for row in train))
     words = [
         f"num_train_epochs={options.epochs}", f"tasks.length={options.length}", f"threads={options.threads}",
-        "holdout=0.1", "compile=false", "tasks.long_texts=truncate", f"dropout={options.dropout}", *more,
+        f"holdout={options.holdout}", "compile=false", "tasks.long_texts=truncate", f"dropout={options.dropout}", *more,
     ]  # fmt: skip
     given = {"model": start, "task": "classify", "data": [str(scratch / "train.jsonl")], "out": out}
     return finetune.run(configure(FinetuneSettings, None, words, **given), quiet=False).figures
@@ -173,6 +173,7 @@ def main() -> int:
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--long", choices=("window", "truncate"), default="window")
     parser.add_argument("--dropout", type=float, default=0.1)
+    parser.add_argument("--holdout", type=float, default=0.1)
     parser.add_argument("--model")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--keep", type=Path)

@@ -82,6 +82,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=3)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--dropout", type=float, default=0.1)
+    parser.add_argument("--holdout", type=float, default=0.1)
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-4, 5e-4])
     parser.add_argument("--rows", type=int, help="so many rows alone, to see that this file works")
     parser.add_argument("--keep", type=Path)
