@@ -102,7 +102,7 @@ def pages(folder: Path, count: int) -> None:
 
 def ours(folder: Path, store: Path, workers: int) -> tuple[float, dict[str, str]]:
     """Seconds, and texts by the name of their page, of units without any step."""
-    read = InputSettings(unit_files=50)
+    read = InputSettings(unit_files=500)
     settings = PrepareSettings(source=[str(folder)], out=store, workers=workers)
     recipe = Recipe(read, ())
     began = perf_counter()

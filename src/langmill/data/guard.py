@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import signal
 from multiprocessing.connection import Connection
@@ -12,7 +13,7 @@ from langmill.common.errors import MissingExtra
 from langmill.data.chats import Unusable
 from langmill.data.extract import EXTRACT, Found
 
-_LONG = "took too long to read"
+_LONG, _LARGE, _CRASHED = "took too long to read", "took too much memory to read", "crashed its reader"
 _PATIENCE = 10  # times the seconds of the processor that a call may last
 _START = 120.0  # seconds that a new process may take to be there on a busy machine
 
@@ -21,7 +22,8 @@ class Guard:
     """`with Guard(seconds, memory) as guard: guard.call("html", data)`.
 
     The process starts with the first call, and anew after one that took too much: that document is Unusable, and what
-    comes after it is not touched. The limit of memory needs Linux; without timers (Windows) the
+    comes after it is not touched. What it has no memory for, or crashes on, after others is tried again in a new one:
+    only what fails alone is Unusable. The limit of memory needs Linux; without timers (Windows) the
     seconds are those of the clock, times ten.
     """
 
@@ -35,6 +37,16 @@ class Guard:
 
     def call(self, name: str, *given: Any) -> Found:
         """What `extract.EXTRACT[name](*given)` returns; Unusable where it raises, is killed, or takes too long."""
+        alone = self._pipe is None
+        try:
+            return self._call(name, *given)
+        except Unusable as error:
+            if alone or error.reason not in (_LARGE, _CRASHED):
+                raise
+        self._stop()
+        return self._call(name, *given)
+
+    def _call(self, name: str, *given: Any) -> Found:
         pipe = self._pipe or self._started()
         try:
             pipe.send((name, given))
@@ -48,7 +60,7 @@ class Guard:
                 raise Unusable(
                     _LONG, f"more than {self.seconds:g} s of the processor (read.seconds)"
                 ) from None
-            raise Unusable("crashed its reader", f"the process ended with code {code}") from None
+            raise Unusable(_CRASHED, f"the process ended with code {code}") from None
         if done == "text":
             return value
         if done == "extra":
@@ -64,7 +76,11 @@ class Guard:
         if not self._pipe.poll(_START):
             self._stop()
             raise OSError(f"the process that reads pages did not start within {_START:g} s")
-        self._pipe.recv()
+        try:
+            self._pipe.recv()
+        except EOFError:
+            code = self._stop()
+            raise OSError(f"the process that reads pages ended with code {code} as it started") from None
         return self._pipe
 
     def _stop(self) -> int | None:
@@ -83,6 +99,13 @@ class Guard:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop()
+
+
+@functools.lru_cache(maxsize=1)
+def kept(seconds: float, memory: int) -> Guard:
+    """The guard that this process keeps from unit to unit: starting one takes as long as a few hundred pages. `with`
+    ends it; it ends with this process anyway."""
+    return Guard(seconds, memory)
 
 
 def _serve(pipe: Connection, seconds: float, memory: int) -> None:
@@ -112,7 +135,7 @@ def _serve(pipe: Connection, seconds: float, memory: int) -> None:
         except MemoryError:
             answer = (
                 "unusable",
-                ("took too much memory to read", f"more than {memory >> 20} MiB (read.memory)"),
+                (_LARGE, f"more than {memory >> 20} MiB (read.memory)"),
             )
         except RecursionError:
             answer = ("unusable", ("nested too deep", "its parts stand too deep in each other"))

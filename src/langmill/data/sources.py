@@ -216,11 +216,13 @@ def units(found: Sequence[File], settings: InputSettings, recipe: str, reject: R
     A file that cannot be read is rejected.
     """
     group: list[Piece] = []
+    size = 0
     for file in found:
         if group and file.source != group[0].file.source:
             yield _unit(group, recipe)
-            group = []
-        cut = settings.unit_bytes if file.format in _SPLIT and file.path.suffix.lower() in _SPLIT else None
+            group, size = [], 0
+        format = file.format
+        cut = settings.unit_bytes if format in _SPLIT and file.path.suffix.lower() in _SPLIT else None
         cut = None if grouped(settings) else cut
         try:
             pieces = list(_pieces(file, cut))
@@ -231,15 +233,15 @@ def units(found: Sequence[File], settings: InputSettings, recipe: str, reject: R
             if group:
                 yield _unit(group, recipe)
             yield from (_unit([piece], recipe) for piece in pieces)
-            group = []
+            group, size = [], 0
             continue
         group += pieces
-        size = sum(piece.end // (4 if piece.file.format in _MARKUP else 1) for piece in group)
+        size += sum(piece.end // (4 if format in _MARKUP else 1) for piece in pieces)
         lot = hashlib.blake2b(file.id.encode("utf-8"), digest_size=8).digest()
         ends = int.from_bytes(lot, "little") % _GROUPS == 0
         if ends or size >= settings.unit_bytes or len(group) >= settings.unit_files:
             yield _unit(group, recipe)
-            group = []
+            group, size = [], 0
     if group:
         yield _unit(group, recipe)
 

@@ -28,7 +28,7 @@ from langmill.common.errors import DataError
 from langmill.common.files import atomic_folder, read_json, write_json
 from langmill.common.prepare_settings import InputSettings
 from langmill.data.formats import Reading, Record, records
-from langmill.data.guard import Guard
+from langmill.data.guard import kept
 from langmill.data.minhash import Shape, Signatures, sign
 from langmill.data.sources import Piece, Unit
 
@@ -157,11 +157,11 @@ def process(unit: Unit, recipe: Recipe, units: Path) -> str:
     with atomic_folder(units / unit.key, replace=True) as fresh:
         work = _Work(fresh, unit, recipe)
         try:
-            with Guard(recipe.read.seconds, recipe.read.memory) as guard:
-                for piece in unit.pieces:
-                    for record in records(Reading(piece, recipe.read, guard, work.rejecter(piece))):
-                        work.take(piece, record)
-                    _unchanged(piece)
+            guard = kept(recipe.read.seconds, recipe.read.memory)
+            for piece in unit.pieces:
+                for record in records(Reading(piece, recipe.read, guard, work.rejecter(piece))):
+                    work.take(piece, record)
+                _unchanged(piece)
             work.flush()
         finally:
             work.close()

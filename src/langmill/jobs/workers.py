@@ -16,6 +16,7 @@ from pathlib import Path
 from langmill.common.errors import DataError, MissingExtra
 from langmill.common.progress import track
 from langmill.common.settings import PrepareSettings
+from langmill.data.guard import kept
 from langmill.data.sources import Unit
 from langmill.data.units import Recipe, process
 from langmill.jobs.prepare_cluster import clustered
@@ -61,7 +62,8 @@ def _done(
         return
     workers = min(settings.workers or _cores(), len(todo))
     if workers == 1:
-        yield from ((unit, attempt(unit, recipe, units)) for unit in todo)
+        with kept(recipe.read.seconds, recipe.read.memory):
+            yield from ((unit, attempt(unit, recipe, units)) for unit in todo)
         return
     context = multiprocessing.get_context("spawn")
     others = multiprocessing.active_children()
