@@ -188,8 +188,15 @@ def test_posts_become_threads_in_order_of_time(tmp_path: Path) -> None:
         "x: loop\ny: loop\nz: leads to it",
         "w: alone",
     ]
+    assert json.loads(next(iter(kept.values()))["meta"])["authors"] == ["a", "b", "c"]
     with pytest.raises(UsageError, match="read.fields"):
         check_fields(InputSettings(fields=["nobody=x"]))
+
+
+def test_the_name_of_an_author_stands_on_one_line_as_tidy_leaves_it() -> None:
+    (told,) = threads([Post(0, "hello", 5, author=" Rene\u0301\n\x00 Du\xadpont\u2028")])
+    assert told[1] == "René Dupont: hello" and told[3]["authors"] == ["René Dupont"]
+    assert Tidy()(batch(told[1]))["text"].to_pylist() == [told[1]]
 
 
 @given(

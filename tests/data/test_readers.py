@@ -127,6 +127,15 @@ def test_a_compressed_file_cut_short_gives_the_rows_before(tmp_path: Path, suffi
         load(foreign)
 
 
+@pytest.mark.parametrize("name", ["a.txt.gz", "a.jsonl.zst", "a.csv.gz", "a.parquet"])
+def test_a_file_that_is_damaged_from_its_beginning_counts_with_its_size(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"no such format" * 9)
+    put(tmp_path / "b.txt", "kept")
+    documents, ledger = load(tmp_path)
+    assert texts(documents) == ["kept"] and ledger.total("read").bytes == 14 * 9 + 4
+    assert ledger.dropped()["file is damaged from here on"].bytes == 14 * 9
+
+
 def test_frames_end_to_end(tmp_path: Path) -> None:
     big = "z" * 3_000_000
     for suffix, pack in ((".gz", gzip.compress), (".zst", zstandard.ZstdCompressor().compress)):

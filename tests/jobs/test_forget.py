@@ -107,6 +107,25 @@ def test_what_a_rule_left_out_is_shown_no_more(tmp_path: Path) -> None:
     assert not any(b"Ada said" in file.read_bytes() or b"of a" in file.read_bytes() for file in shown)
 
 
+def state(place: Path) -> dict[Path, bytes]:
+    return {file: file.read_bytes() for file in place.rglob("*") if file.is_file() and file.name != "lock"}
+
+
+def test_a_preview_names_what_would_go_and_changes_nothing(place: Path) -> None:
+    asked = ForgetSettings(folder=place / "out", match=[SECRET, "Boat 14 went"])
+    before = state(place)
+    said = forget.preview(asked, quiet=True)
+    assert said.extra["ids"] == ["raw/13.txt#00000000", "raw/14.txt#00000000"] and said.extra["dry_run"]
+    assert (
+        state(place) == before and "2 documents would be removed" in said.text and "raw/13.txt" in said.text
+    )
+    done = forget.run(asked, quiet=True)
+    assert said.counts == done.counts == {"removed": 2, "models": 2, "shards": 2}
+    assert {name: said.extra[name] for name in done.extra} == done.extra
+    with pytest.raises(UsageError, match="nothing in .* is called or holds that"):
+        forget.preview(asked)
+
+
 def test_models_made_after_are_not_named(place: Path) -> None:
     told(place, id=["raw/07.txt"])
     model(place / "clean-model", prepared([place / "shards"]))

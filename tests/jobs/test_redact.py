@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from email.message import EmailMessage
 from pathlib import Path
 from typing import Any
 
@@ -104,13 +105,52 @@ def test_what_cannot_be_done_is_said_and_nothing_is_lost(tmp_path: Path) -> None
     assert text.read_text(encoding="utf-8") == "x"
     for name, content, said in (
         ("a.jsonl", b'{"a": 1}\n{', "line 2 cannot be read as JSON"),
-        ("a.gz", b"\x1f\x8b\x08", "is not text in UTF-8"),
+        ("a.bin", b"\x1f\x8b\x08", "is not text in UTF-8"),
+        ("wide.txt", "joe@example.com".encode("utf-16-le"), "it is UTF-16"),
+        ("b.txt", b"%PDF-1.7\njoe", "is a PDF, where details would be missed"),
+        ("c.txt", b"{\\rtf1 joe}", "is rich text"),
         ("a.parquet", b"PAR0", "cannot be read as Parquet"),
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DataError, match=said):
             redact(tmp_path / name, out=tmp_path / "out")
         assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*part"))
+
+
+def mail(text: str, coded: str) -> str:
+    message = EmailMessage()
+    message["From"] = "joe@example.com"
+    message.set_content(text, cte=coded)
+    return message.as_string()
+
+
+@pytest.mark.parametrize("coded", ["base64", "quoted-printable"])
+def test_mail_hides_nothing(tmp_path: Path, coded: str) -> None:
+    """A coded body is never written as it came: mail is refused by name and by what it holds; rows are counted."""
+    said = mail("Call 030 1234567, or write to joe=@example.com", coded)
+    for name in ("a.eml", "b.mbox", "c.EML", "d.html", "e.pdf", "f.warc", "g.eml.gz", "h.jsonl.zst"):
+        with pytest.raises(UsageError, match=r"langmill data prepare .* takes the text out and redacts it"):
+            redact(put(tmp_path / name, said))
+    with pytest.raises(DataError, match=r"mail with parts in base64.* name it \.eml"):
+        redact(put(tmp_path / "inbox.txt", said), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    rows = redact(put(tmp_path / "rows.jsonl", json.dumps({"mail": said}) + "\n"))
+    assert list(rows.extra["left"].values()) == [1] and "joe@" not in rows.text
+    plain = put(tmp_path / "plain.txt", mail("Call 030 1234567", "7bit"))
+    assert "030" not in redact(plain).text and not redact(plain).extra["left"]
+
+
+def test_a_notebook_is_rows_and_what_a_column_keeps_is_said(tmp_path: Path) -> None:
+    book = put(tmp_path / "a.ipynb", json.dumps({"cells": [{"source": ["\u0661 joe@example.com"]}]}))
+    assert json.loads(redact(book, redact={"policy": "label"}).text) == {
+        "cells": [{"source": ["\u0661 [EMAIL]"]}]
+    }
+    table = pa.table({"phone": [4155550123, 7], "year": [2024, None], "image": [b"joe@example.com", b"x"]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    report = redact(tmp_path / "a.parquet", out=tmp_path / "out.parquet")
+    assert pq.read_table(tmp_path / "out.parquet") == table
+    assert sorted(report.extra["left"].values()) == [1, 2] and "left: 1 x" in report.text
+    assert not redact(tmp_path / "a.parquet", field=["year"], out=tmp_path / "two.parquet").extra["left"]
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

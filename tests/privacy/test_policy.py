@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from langmill.common.errors import UsageError
+from langmill.privacy.checks import bare
 from langmill.privacy.key import Key, read_key
 from langmill.privacy.patterns import CHECKS, find, tables
 from langmill.privacy.policy import masked, pseudonym, replaced
@@ -20,7 +21,8 @@ ONE, TWO = Key(b"one key of many bytes"), Key(b"another key of many bytes")
 TEXT = "Tel. (212) 555-0100, joe@x.example.com, card 4111 1111 1111 1111."
 VALUES = {
     "phone": "(212) 555-0100 ext. 12", "card": "4111-1111-1111-1111", "iban": "GB82 WEST 1234 5698 7654 32",
-    "us_ssn": "123-45-6780", "uk_nino": "ab 12 34 56 c", "uk_nhs": "943 476 5919", "de_tax_id": "86 095 742 719",
+    "us_ssn": "123-45-6780",
+    "us_itin": "912-71-1234", "uk_nino": "ab 12 34 56 c", "uk_nhs": "943 476 5919", "de_tax_id": "86 095 742 719",
     "de_id_card": "L01X00T471", "fr_nir": "1 84 12 76 451 089 46", "in_aadhaar": "2341 2341 2346",
     "in_pan": "ABCPE1234F", "cn_id": "11010519491231002X", "es_dni": "12345678-Z", "sa_id": "1234567897",
     "eg_id": "29001011234567", "mac": "00:1a:2b:3c:4d:5e",
@@ -63,6 +65,45 @@ def test_spellings_of_one_value_share_a_pseudonym() -> None:
     assert pseudonym("٠١٠٠١٢٣٤٥٦٧", "phone", ONE) == pseudonym("01001234567", "phone", ONE)
     assert pseudonym("2001:db8:0::1", "ip", ONE) == pseudonym("2001:DB8::1", "ip", ONE)
     assert pseudonym("Mary  Ann", "person", ONE) == pseudonym("mary ann", "person", ONE)
+
+
+SAME = [
+    ("phone", ["030 1234567", "030/123 45 67", "(030) 1234567", "+49 (0)30 1234567", "004930 1234567"]),
+    ("phone", ["(212) 555-0100", "212.555.0100", "1-212-555-0100", "+1 212 555 0100"]),
+    ("phone", ["13800138000", "138-0013-8000", "86-13800138000", "+86 138 0013 8000"]),
+    ("phone", ["98765 43210", "098765 43210", "91-9876543210", "+91 98765 43210"]),
+    ("phone", ["8 (912) 345-67-89", "+7 912 345-67-89"]),
+    ("email", ["Joe+X@bücher.de", "joe+x@xn--bcher-kva.de", "joe%2Bx%40bücher.de", "joe+x [at] bücher (dot) de"]),
+    ("iban", ["DE89 3704 0044 0532 0130 00", "de89.3704.0044.0532.0130.00"]),
+    ("card", ["4111.1111.1111.1111", "4111 - 1111 - 1111 - 1111"]),
+    ("mac", ["00:1A:2B:3C:4D:5E", "001a.2b3c.4d5e", "00-1a-2b-3c-4d-5e"]),
+    ("ip", ["203.0.113.7", "::ffff:203.0.113.7", "::ffff:cb00:7107"]),
+    ("fr_nir", ["1 84 12 76 451 089 46", "1841276451089"]),
+    ("uk_nino", ["AB123456C", "ab 12 34 56"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("type", "spelt"), SAME)
+def test_a_value_is_the_same_however_it_is_spelt(type: str, spelt: list[str]) -> None:
+    """Telephone numbers end in the same seven digits; others are the same but for marks, case and what is longer."""
+    made = [bare(pseudonym(value, type, ONE).removeprefix("::ffff:")) for value in spelt]
+    shortest = min(made, key=len)
+    assert {one[-7:] if type == "phone" else one[: len(shortest)] for one in made} == {
+        shortest[-7:] if type == "phone" else shortest
+    }
+    assert bare(pseudonym(spelt[0], type, TWO)) != made[0]
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        ("(212) 555-0100", "(212) 555-0100 ext. 1"),
+        ("13800138000", "3800138000"),
+        ("+49 30 1234567", "+49 31 1234567"),
+    ],
+)
+def test_other_numbers_are_others(one: str, two: str) -> None:
+    assert pseudonym(one, "phone", ONE)[-5:] != pseudonym(two, "phone", ONE)[-5:]
 
 
 def test_pseudonyms_of_machines_are_reserved() -> None:

@@ -116,6 +116,30 @@ def test_names_join_what_patterns_find() -> None:
     assert Redact("label", ("email",), names=names).text("Joe Bloe")[0] == "Joe Bloe"
 
 
+def test_authors_of_a_thread_are_persons_where_they_speak() -> None:
+    text = "Zoë: hi Bo, write to joe@example.com\nBo Li: bye: Zoë\nRobo Li: no\nBo Li: René: never"
+    meta = json.dumps({"thread": "t", "messages": 3, "authors": ["Bo Li", "RenÃ©", "Zoë"]})
+    given = batch(text, text, text, meta=meta, dropped={2: "no"})
+    made = Redact("label")(given)
+    said = "[PERSON]: hi Bo, write to [EMAIL]\n[PERSON]: bye: Zoë\nRobo Li: no\n[PERSON]: [PERSON]: never"
+    assert made["text"].to_pylist() == [said, said, text] and made.schema == given.schema
+    assert json.loads(made["meta"].to_pylist()[0]) == {
+        "thread": "t", "messages": 3, "redacted": {"email": 1, "person": 4},
+    }  # fmt: skip
+    assert made["meta"].to_pylist()[2] == meta  # what was dropped is as it was
+    one, two = Redact("pseudonym", key=KEY)(batch("Zoë: a\nBo Li: b\nZoë: c", "Zoë: d", meta=meta))[
+        "text"
+    ].to_pylist()
+    assert (
+        one.split(": ")[0]
+        == one.split("\n")[2].split(": ")[0]
+        == two.split(": ")[0]
+        != one.split("\n")[1].split(": ")[0]
+    )
+    mails = Redact(types=("email",))(given)
+    assert "Zoë: hi" in mails["text"][0].as_py() and "authors" not in mails["meta"][0].as_py()
+
+
 def test_what_stands_before_counts_as_context_and_is_not_touched() -> None:
     text, finds = Redact("label").text("4155550123", "phone: ")
     assert text == "[PHONE]" and finds == [Find(0, 10, "phone", True)]

@@ -40,7 +40,9 @@ class RedactSettings(Settings):
     """`langmill privacy redact`: files without personal details and secrets."""
 
     file: list[Path] = Field(
-        min_length=1, description="files: .jsonl .json .csv .tsv .parquet, all others as text in UTF-8"
+        min_length=1,
+        description="files: .jsonl .ndjson .json .ipynb .csv .tsv .parquet, others as text in UTF-8; mail, pages, PDF "
+        "and packed files are for `langmill data prepare`, which takes their text out",
     )
     out: Path | None = Field(
         None, description="file to write, or folder for several; none: standard output, for one file of text"

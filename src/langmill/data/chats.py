@@ -313,7 +313,12 @@ def _jsonl(file: Path, ledger: Ledger) -> Iterator[tuple[int, Any, int]]:
                     else:
                         yield number, value, size
     except BROKEN as error:
-        ledger.reject(source, f"{source}:{number + 1}", "file is damaged from here on", 0, detail=str(error))
+        rest = (
+            file.stat().st_size if not number and file.exists() else 0
+        )  # of a file that begins well nobody knows
+        ledger.reject(
+            source, f"{source}:{number + 1}", "file is damaged from here on", rest, detail=str(error)
+        )
 
 
 def _json(file: Path, ledger: Ledger) -> Iterator[tuple[int, Any, int]]:
@@ -350,7 +355,10 @@ def _parquet(file: Path, ledger: Ledger) -> Iterator[tuple[int, Any, int]]:
                     else:
                         yield number, row, len(json.dumps(row, default=str))
     except (pyarrow.ArrowException, *BROKEN) as error:
-        ledger.reject(source, f"{source}:{number + 1}", "file is damaged from here on", 0, detail=str(error))
+        rest = file.stat().st_size if not number and file.exists() else 0
+        ledger.reject(
+            source, f"{source}:{number + 1}", "file is damaged from here on", rest, detail=str(error)
+        )
 
 
 def _values(batch: Any) -> Iterator[Any]:

@@ -10,7 +10,7 @@ import io
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -116,15 +116,25 @@ def check_fields(settings: InputSettings) -> dict[str, str]:
 
 def records(reading: Reading) -> Iterator[Record]:
     """The records of a piece. Damage, and a file that grows without end, are rejected where they are met."""
+    given = False
+
+    def reject(*told: Any) -> None:
+        nonlocal given
+        given = True
+        reading.reject(*told)
+
     try:
         if reading.path.suffix.lower() in COMPRESSED and _is_bomb(reading.path, reading.settings.expansion):
             detail = f"it grows more than {reading.settings.expansion} times (read.expansion)"
             reading.reject(0, "compressed beyond belief", reading.piece.end, "", detail)
             return
-        yield from READ[reading.piece.file.format](reading)
+        for record in READ[reading.piece.file.format](replace(reading, reject=reject)):
+            given = True
+            yield record
     except BROKEN as error:
         opened = not isinstance(error, PermissionError | FileNotFoundError | IsADirectoryError)
-        reading.reject(0, _DAMAGED if opened else "cannot be opened", 0, "", str(error).partition("\n")[0])
+        size = 0 if given else reading.piece.end - reading.piece.start
+        reading.reject(0, _DAMAGED if opened else "cannot be opened", size, "", str(error).partition("\n")[0])
 
 
 def _is_bomb(path: Path, expansion: int) -> bool:

@@ -54,10 +54,13 @@ class _Reading:
         size = self.file.stat().st_size
         self.ledger.reject(self.source, self.file.as_posix(), reason, size, "", detail)
 
-    def broken(self, place: int, error: BaseException) -> None:
+    def broken(self, place: int, error: BaseException, whole: bool) -> None:
+        """Count what could not be read: whole, the file with its size; else its rest, of which nobody knows how long
+        it is, as 0 bytes."""
         opened = not isinstance(error, PermissionError | FileNotFoundError | IsADirectoryError)
         reason = "file is damaged from here on" if opened else "cannot be opened"
-        self.reject(place, reason, 0, "", str(error).partition("\n")[0])
+        size = self.file.stat().st_size if whole and self.file.exists() else 0
+        self.reject(place, reason, size, "", str(error).partition("\n")[0])
 
 
 def read(paths: Sequence[str | Path], settings: DataSettings, ledger: Ledger) -> Iterator[Document]:
@@ -169,7 +172,8 @@ def _text(reading: _Reading) -> Iterator[Document]:
                     start, given = end, True
                 rest, place = rest[start:], place + start
     except BROKEN as error:
-        reading.broken(place + len(rest), error)
+        reading.broken(place + len(rest), error, whole=not rest and not given)
+        given = True
     if rest or not given:
         yield reading.document(place, rest.decode("utf-8", errors="ignore"))
 
@@ -222,7 +226,7 @@ def _jsonl(reading: _Reading) -> Iterator[Document]:
                 elif not line.isspace():
                     yield from _second_look(reading, number, line)
     except BROKEN as error:
-        reading.broken(number + 1, error)
+        reading.broken(number + 1, error, whole=number == 0)
 
 
 def _second_look(reading: _Reading, number: int, line: bytes) -> Iterator[Document]:
@@ -277,7 +281,7 @@ def _csv(reading: _Reading) -> Iterator[Document]:
                     size = sum(len(cell.encode("utf-8")) for cell in row)
                     reading.reject(number, f'no field "{field}"', size, row[0], f"{len(row)} fields")
     except (*BROKEN, csv.Error, UnicodeDecodeError) as error:
-        reading.broken(number + 1, error)
+        reading.broken(number + 1, error, whole=number == 1)
 
 
 def _line(line: bytes | None) -> str:
@@ -313,7 +317,7 @@ def _parquet(reading: _Reading) -> Iterator[Document]:
                     number += 1
                     yield from _cell(reading, number, value)
     except (pyarrow.ArrowException, *BROKEN) as error:
-        reading.broken(number + 1, error)
+        reading.broken(number + 1, error, whole=number == 0)
 
 
 def _cell(reading: _Reading, number: int, value: Any) -> Iterator[Document]:

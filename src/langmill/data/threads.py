@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import tempfile
+import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -28,7 +29,8 @@ def threads(posts: Iterable[Post]) -> Iterator[tuple[int, str, int, dict[str, An
     """(number of the first row, text, bytes, meta) of every thread, in order of their first rows.
 
     A post stands on a line of its own as "author: text", in order of time, then of the file. Its thread is the one it
-    names, else that of the first post that its parents lead back to; a loop of parents ends where it began.
+    names, else that of the first post that its parents lead back to; a loop of parents ends where it began. meta:
+    thread, messages, and authors, each written as it stands before their posts.
     """
     with tempfile.TemporaryDirectory(prefix="langmill-") as folder:
         base = sqlite3.connect(Path(folder) / "posts")
@@ -48,10 +50,20 @@ def threads(posts: Iterable[Post]) -> Iterator[tuple[int, str, int, dict[str, An
                     "select author, text, size from post where thread = ? order by cast(time as real), time, place",
                     (thread,),
                 ).fetchall()
-                text = "\n".join(f"{author}: {text}" if author else text for author, text, _ in told)
-                yield place, text, sum(size for *_, size in told), {"thread": thread, "messages": len(told)}
+                said = [(_label(author or ""), text) for author, text, _ in told]
+                text = "\n".join(f"{author}: {text}" if author else text for author, text in said)
+                meta = {"thread": thread, "messages": len(told)}
+                if authors := sorted({author for author, _ in said if author}):
+                    meta["authors"] = authors
+                yield place, text, sum(size for *_, size in told), meta
         finally:
             base.close()
+
+
+def _label(author: str) -> str:
+    """A name on one line, of characters that later steps leave as they are."""
+    shown = "".join(" " if unicodedata.category(sign) in ("Cc", "Zl", "Zp") else sign for sign in author)
+    return " ".join(unicodedata.normalize("NFC", shown.replace("\ufeff", "").replace("\xad", "")).split())
 
 
 def _name(base: sqlite3.Connection) -> None:

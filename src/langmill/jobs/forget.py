@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from langmill.common.errors import LangmillError, UsageError
-from langmill.common.files import Lock, claimed, read_json, run_folder, sha256
+from langmill.common.files import Lock, claimed, read_json, run_folder, run_lock, sha256
 from langmill.common.metrics import Report
 from langmill.common.settings import ForgetSettings
 from langmill.data.clean import OVER_ALL
@@ -29,6 +30,7 @@ from langmill.jobs.why import check_complete, found_in, full
 from langmill.text.document import text_hash
 
 MODEL_RUN = "and its .run folder"
+_SHOWN = 20  # ids that a preview prints
 
 
 def run(settings: ForgetSettings, *, quiet: bool = False) -> Report:
@@ -39,25 +41,11 @@ def run(settings: ForgetSettings, *, quiet: bool = False) -> Report:
     or shards are in use.
     """
     out = settings.folder
-    value = manifest(out)
-    check_complete(out)
-    if not all(wanted.strip() for wanted in settings.match):
-        raise UsageError("an empty --match is in every text: nothing was removed")
+    _check(settings)
     with claimed(out, resume=True, resumable=True) as folder:
-        plan = read_json(folder / "plan.json", "prepare plan", VERSION)
-        key, known = key_of(folder), load(folder)
-        if not settings.id and not settings.match and not known["begun"]:
-            raise UsageError("say what to forget: --id ID or --match TEXT")
-        ids, texts = _named(settings, folder, plan)
+        _, now, known, key = _chosen(settings, folder)
+        plan, value = read_json(folder / "plan.json", "prepare plan", VERSION), manifest(out)
         made = settings_of(out, value)
-        if not ids and not known["begun"]:
-            told = f"nothing in {out} is called or holds that: nothing was removed"
-            if settings.match and made.redact.policy != "none":
-                told += " (personal details were replaced before: match what stands around them)"
-            raise UsageError(told)
-        now = {known_as(key, name) for name in (*ids, *texts)}
-        now |= {shard_known_as(key, text_hash(text)) for text in texts} | set(known["begun"])
-        now |= _texts(folder, now)
         hashes = set(known["hashes"]) | now
         save(folder, hashes, now)
         removed = sum(purge(folder / "units" / unit, hashes, key, shape(made)) for unit in plan["units"])
@@ -66,9 +54,76 @@ def run(settings: ForgetSettings, *, quiet: bool = False) -> Report:
         roots = settings.models or [out.absolute().parent]
         touched, others = _reshard(out, roots, saw, hashes, key)
         save(folder, hashes, set())
-    models = sorted({where for root in roots for where in _trained(root, saw)})
     lines = [f"{out}: {shown(removed)} documents removed; they stay away when it is prepared again"]
     lines += [f"{shown(count)} removed from the shards {where}" for where, count in touched.items()]
+    return _report(settings, removed, lines, saw, touched, others)
+
+
+def preview(settings: ForgetSettings, *, quiet: bool = False) -> Report:
+    """What `run` would remove, which shards it would change and which models saw it; nothing is changed. Errors as
+    those of `run`."""
+    out = settings.folder
+    _check(settings)
+    with run_lock(out):  # so that no run changes meanwhile what is read
+        folder = run_folder(out)
+        ids, now, known, key = _chosen(settings, folder)
+        saw = _saw(folder, now)
+        roots = settings.models or [out.absolute().parent]
+        touched, others = _reshard(out, roots, saw, set(known["hashes"]) | now, key, dry=True)
+    lines = [
+        f"{out}: {shown(len(ids))} documents would be removed, and stay away when it is prepared again; so far none is"
+    ]
+    lines += [f"  {id}" for id in sorted(ids)[:_SHOWN]]
+    lines += [f"  and {shown(len(ids) - _SHOWN)} more (--json names all)"] if len(ids) > _SHOWN else []
+    lines += (
+        [f"a removal that did not end is ended first: {shown(len(known['begun']))} hashes"]
+        if known["begun"]
+        else []
+    )
+    lines += [f"{shown(count)} would be removed from the shards {where}" for where, count in touched.items()]
+    report = _report(settings, len(ids), lines, saw, touched, others)
+    return replace(report, extra={"dry_run": True, "ids": sorted(ids), **report.extra})
+
+
+def _check(settings: ForgetSettings) -> None:
+    manifest(settings.folder)
+    check_complete(settings.folder)
+    if not all(wanted.strip() for wanted in settings.match):
+        raise UsageError("an empty --match is in every text: nothing was removed")
+
+
+def _chosen(settings: ForgetSettings, folder: Path) -> tuple[set[str], set[str], dict[str, Any], bytes]:
+    """(ids of the documents that are meant, hashes of their ids and texts, what was forgotten before, the run's key).
+
+    UsageError where nothing is named, or nothing found.
+    """
+    out, plan = settings.folder, read_json(folder / "plan.json", "prepare plan", VERSION)
+    key, known = key_of(folder), load(folder)
+    if not settings.id and not settings.match and not known["begun"]:
+        raise UsageError("say what to forget: --id ID or --match TEXT")
+    ids, texts = _named(settings, folder, plan)
+    if not ids and not known["begun"]:
+        told = f"nothing in {out} is called or holds that: nothing was removed"
+        if settings.match and settings_of(out, manifest(out)).redact.policy != "none":
+            told += " (personal details were replaced before: match what stands around them)"
+        raise UsageError(told)
+    now = {known_as(key, name) for name in (*ids, *texts)}
+    now |= {shard_known_as(key, text_hash(text)) for text in texts} | set(known["begun"])
+    return ids, now | _texts(folder, now), known, key
+
+
+def _report(
+    settings: ForgetSettings,
+    removed: int,
+    lines: list[str],
+    saw: list[str],
+    touched: dict[str, int],
+    others: list[str],
+) -> Report:
+    """The report, with the models that saw what goes."""
+    out = settings.folder
+    roots = settings.models or [out.absolute().parent]
+    models = sorted({where for root in roots for where in _trained(root, saw)})
     lines += [f"made with them, remove or make again: {model} ({MODEL_RUN})" for model in models]
     lines += [f"shards that were not made from {out}, and hold the same text: {where}" for where in others]
     lines.append("their sources still hold them: remove them there too")
@@ -81,22 +136,24 @@ def run(settings: ForgetSettings, *, quiet: bool = False) -> Report:
 
 
 def _reshard(
-    out: Path, roots: Sequence[Path], saw: Sequence[str], hashes: set[str], key: bytes
+    out: Path, roots: Sequence[Path], saw: Sequence[str], hashes: set[str], key: bytes, dry: bool = False
 ) -> tuple[dict[str, int], list[str]]:
     """Take documents out of the shards that were made from `out`: how many of which. And other shards that hold some.
+    dry: count alone.
 
     UsageError where a run is writing shards: the removal stays begun, and the same command ends it.
     """
     touched, others, version = {}, [], sha256(out / MANIFEST)
-    for root in roots:
+    for root in () if dry else roots:
         cleared(root)
     for file in sorted({file.absolute() for root in roots for file in root.rglob(SHARDS)}):
         folder, named = file.parent, set(named_in(file))
         try:
-            with _held(folder):
+            with nullcontext() if dry else _held(folder):
                 gone_D = in_shards(Shards.open(folder, verify=False).hashes, hashes, key)
                 if gone_D.any() and named & set(saw):
-                    withdraw(folder, gone_D, [*(named - set(saw)), version])
+                    if not dry:
+                        withdraw(folder, gone_D, [*(named - set(saw)), version])
                     touched[folder.as_posix()] = int(gone_D.sum())
                 elif gone_D.any():
                     others.append(folder.as_posix())

@@ -27,6 +27,15 @@ from langmill.privacy.key import read_key
 from langmill.privacy.names import names
 from langmill.privacy.redact import Redact
 
+# The languages that `Language` knows, as ISO 639 and fastText's lid.176 write them; "und": it could not tell.
+LANGUAGES = frozenset(
+    "af als am an ar arz as ast av az azb ba bar bcl be bg bh bn bo bpy br bs bxr ca cbk ce ceb ckb co cs cv cy "
+    "da de diq dsb dty dv el eml en eo es et eu fa fi fr frr fy ga gd gl gn gom gu gv he hi hif hr hsb ht hu hy "
+    "ia id ie ilo io is it ja jbo jv ka kk km kn ko krc ku kv kw ky la lb lez li lmo lo lrc lt lv mai mg mhr min "
+    "mk ml mn mr mrj ms mt mwl my myv mzn nah nap nds ne new nl nn no oc or os pa pam pfl pl pms pnb ps pt qu rm "
+    "ro ru rue sa sah sc scn sco sd sh si sk sl so sq sr su sv sw ta te tg th tk tl tr tt tyv ug uk ur uz vec vep "
+    "vi vls vo wa war wuu xal xmf yi yo yue zh und".split()
+)
 REPETITION: tuple[Step, ...] = (GopherRepetition(), CJK_REPETITION)
 PRESETS: dict[str, tuple[Step, ...]] = {
     "none": (),
@@ -42,6 +51,7 @@ def recipe(settings: PrepareSettings, run: Path) -> Recipe:
     t, language = settings.tidy, settings.language
     steps: list[Step] = [Tidy(t.mojibake, t.normalize, t.controls)]
     if language.detect or language.keep:
+        _known(language.keep)
         steps.append(Language(tuple(language.keep), language.min_score))
     steps += changed(PRESETS[settings.rules.preset], settings.rules.thresholds)
     steps += [step for step in (_words(settings), _quality(settings)) if step is not None]
@@ -63,6 +73,23 @@ def recipe(settings: PrepareSettings, run: Path) -> Recipe:
     if settings.redact.names is not None and not _of_spacy(settings.redact.names):
         reads.append(_hash_of_model(settings.redact.names))
     return Recipe(settings.read, tuple(steps), shape(settings), (Forget(run.absolute()),), tuple(reads))
+
+
+def _known(codes: Iterable[str]) -> None:
+    """UsageError for a language that no document would be told to be in, with the nearest that there is."""
+    for given in codes:
+        if given in LANGUAGES:
+            continue
+        low = given.lower()
+        parts = [low.replace("_", "-").split("-")[0], low[:2], low[:3]]
+        near = next((part for part in parts if part in LANGUAGES), "") or next(
+            iter(difflib.get_close_matches(low, sorted(LANGUAGES), 1)), ""
+        )
+        raise UsageError(
+            f"language.keep: '{given}' is no language that is told apart: "
+            + (f"did you mean {near}? " if near else "")
+            + f"There are {' '.join(sorted(LANGUAGES))}"
+        )
 
 
 def shape(settings: PrepareSettings) -> Shape | None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +19,7 @@ from langmill.common.metrics import Report
 from langmill.common.privacy_settings import RedactionSettings
 from langmill.common.progress import track
 from langmill.common.settings import RedactSettings
+from langmill.data.streams import COMPRESSED, no_text
 from langmill.privacy.key import read_key
 from langmill.privacy.names import names
 from langmill.privacy.redact import Redact, Tally
@@ -24,6 +27,17 @@ from langmill.privacy.redact import Redact, Tally
 LARGEST = 1 << 30  # bytes of a text file, which is read as a whole
 _ROWS = 1024
 _SMALL = 99_999  # a whole number up to this is nobody's
+# What says its text in codes, between marks or packed: details would be missed there.
+_CODED = {
+    ".eml": "a mail",
+    ".mbox": "mails",
+    ".pdf": "a PDF",
+    ".warc": "an archive of pages",
+} | dict.fromkeys((".html", ".htm", ".xhtml"), "a page")
+_BEGINS = {b"%PDF-": "a PDF", b"%!PS": "PostScript", b"{\\rtf": "rich text"}
+_PARTS = re.compile(
+    r"^content-transfer-encoding:[ \t]*(?:base64|quoted-printable)", re.IGNORECASE | re.MULTILINE
+)
 
 
 def step(settings: RedactionSettings) -> Redact:
@@ -43,8 +57,8 @@ def step(settings: RedactionSettings) -> Redact:
 def run(settings: RedactSettings, *, quiet: bool = False) -> Report:
     """Redact files; see RedactSettings. Without --out the text itself is the report.
 
-    UsageError for a file that is not there or an --out that is; DataError for one that cannot be read: an --out of
-    several files then holds those before it.
+    UsageError for a file that is not there, an --out that is, or a kind of file that hides its text, such as mail and
+    PDF; DataError for one that cannot be read: an --out of several files then holds those before it.
     """
     targets = _targets(settings)
     work = _Work(step(settings.redact), tuple(settings.field))
@@ -73,6 +87,7 @@ def _targets(settings: RedactSettings) -> dict[Path, Path]:
     for file in files:
         if not file.is_file():
             raise UsageError(f"{file} is no file: privacy redact takes files")
+        _plain(file)
         if file.suffix != ".parquet" and file.stat().st_size > LARGEST:
             raise UsageError(
                 f"{file} is larger than 1 GiB: langmill data prepare redacts as much as there is"
@@ -91,6 +106,18 @@ def _targets(settings: RedactSettings) -> dict[Path, Path]:
     return targets
 
 
+def _plain(file: Path) -> None:
+    """UsageError for a file whose text is coded in it: what is found in it as it is would not be all."""
+    kind, packed = file.suffix.lower(), file.suffix.lower() in COMPRESSED
+    kind = Path(file.stem).suffix.lower() if packed else kind
+    if kind in _CODED or packed:
+        what = f"{_CODED[kind]}: its text is coded there" if kind in _CODED else "packed"
+        raise UsageError(
+            f"{file} is {what}, and details would be missed: langmill data prepare {file} --out DIR takes the text out "
+            "and redacts it" + ("" if kind in _CODED else "; or unpack it first")
+        )
+
+
 @dataclass
 class _Work:
     """Redacts file after file, and counts."""
@@ -101,11 +128,19 @@ class _Work:
     files: int = 0
     texts: int = 0
     changed: int = 0
+    left: Counter[str] = field(default_factory=Counter)  # what was not looked at or not replaced, and why
 
     def write(self, file: Path, out: Any) -> None:
         """A file of text, rows or a table, redacted, to a text stream. DataError names what cannot be read."""
-        kind = {".jsonl": self._jsonl, ".json": self._json, ".csv": self._table, ".tsv": self._table}
+        kind = {".csv": self._table, ".tsv": self._table} | dict.fromkeys((".jsonl", ".ndjson"), self._jsonl)
+        kind |= dict.fromkeys((".json", ".ipynb", ".geojson"), self._json)
         self.files += 1
+        with open(file, "rb") as raw:
+            head = raw.read(4096)
+        if why := no_text(head):
+            raise DataError(f"{file} is not text in UTF-8: {why}")
+        if what := next((what for mark, what in _BEGINS.items() if head.startswith(mark)), ""):
+            raise DataError(f"{file} is {what}, where details would be missed: take its text out first")
         try:
             with open(file, encoding="utf-8", newline="") as stream:
                 for piece in kind.get(file.suffix.lower(), self._text)(file, stream):
@@ -121,10 +156,18 @@ class _Work:
         self.texts += text_of_a_row or bool(finds)
         self.changed += new != text
         self.tally.take(str(file), text, finds)
+        if _has_parts(text):
+            self.left[f"{file}: texts with parts in base64 or quoted-printable, which were not decoded"] += 1
         return new
 
     def _text(self, file: Path, stream: Any) -> Iterator[str]:
-        yield self._one(file, stream.read())
+        text = stream.read()
+        if _has_parts(text):
+            raise DataError(
+                f"{file} holds mail with parts in base64 or quoted-printable, where details would be missed: "
+                "name it .eml or .mbox, and langmill data prepare takes its text out and redacts it"
+            )
+        yield self._one(file, text)
 
     def _jsonl(self, file: Path, stream: Any) -> Iterator[str]:
         for number, line in enumerate(stream, 1):
@@ -214,15 +257,31 @@ class _Work:
             with pq.ParquetFile(file) as source, pq.ParquetWriter(out, source.schema_arrow) as writer:
                 self._known(file, source.schema_arrow.names)
                 for batch in source.iter_batches(_ROWS):
-                    columns = [
-                        pa.array([self._deep(file, v, name) for v in column.to_pylist()], column.type)
-                        if self._asked(name) and _holds_text(column.type)
-                        else column
-                        for name, column in zip(batch.schema.names, batch.columns, strict=True)
-                    ]
+                    columns = []
+                    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+                        if self._asked(name) and _holds_text(column.type):
+                            values = [self._deep(file, v, name) for v in column.to_pylist()]
+                            columns.append(pa.array(values, column.type))
+                        else:
+                            columns.append(column)
+                        if self._asked(name):
+                            self._leaves(file, name, column)
                     writer.write_batch(pa.record_batch(columns, schema=batch.schema))
         except pa.ArrowInvalid as reason:
             raise DataError(f"{file} cannot be read as Parquet: {reason}") from None
+
+    def _leaves(self, file: Path, name: str, column: Any) -> None:
+        """Count what a column keeps: bytes, which nobody can read, and numbers, which cannot become stars."""
+        if "binary" in str(column.type):
+            self.left[f"{file}: values of column {name} ({column.type}), which were not looked at"] += len(
+                column
+            )
+        if str(column.type).lstrip("u").startswith("int"):
+            values = {abs(v) for v in column.to_pylist() if v is not None and abs(v) > _SMALL}
+            found = sum(bool(self.step.text(str(value), f"{name}: ")[1]) for value in values)
+            if found:
+                said = f"{file}: numbers of column {name} ({column.type}) that look like somebody's, kept as they are"
+                self.left[said] += found
 
     def counts(self) -> dict[str, int]:
         return {
@@ -234,7 +293,7 @@ class _Work:
 
     def extra(self) -> dict[str, Any]:
         by_source = {source: dict(sorted(own.items())) for source, own in self.tally.counts.items()}
-        return {"found": by_source, "samples": self.tally.samples}
+        return {"found": by_source, "samples": self.tally.samples, "left": dict(self.left)}
 
     def said(self) -> list[str]:
         counts = self.counts()
@@ -242,7 +301,13 @@ class _Work:
         return [
             what if counts["found"] else f"nothing found in {counts['texts']:,} texts",
             *self.tally.lines(),
+            *(f"left: {count:,} x {what}" for what, count in self.left.items()),
         ]
+
+
+def _has_parts(text: str) -> bool:
+    """Whether it is mail, or quotes some, with parts that no pattern can read."""
+    return ("ncoding:" in text or "NCODING:" in text) and bool(_PARTS.search(text))
 
 
 def _parsed(text: str, where: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 # Letters of scripts that have capitals: they bound a word. Others stand beside their words without spaces.
@@ -43,21 +43,17 @@ class Context:
         before = text[max(0, start - _BEFORE) : start]
         if (number := _NUMBER.search(before)) and _LONG_WORD.search(number[1]):
             before = number[1]
-        near = max(self._words(before.casefold()), default=None)
-        if near:
-            return near[1]
-        behind = min(
-            self._words(_STOP.split(text[end : end + _BEHIND], maxsplit=1)[0].casefold()), default=None
-        )
-        return True if behind and behind[1] else None
+        if near := self._words(before.casefold()):
+            return max(near)[1]
+        behind = self._words(_STOP.split(text[end : end + _BEHIND], maxsplit=1)[0].casefold())
+        return True if behind and min(behind)[1] else None
 
-    def _words(self, text: str) -> Iterator[tuple[int, bool]]:
+    def _words(self, text: str) -> list[tuple[int, bool]]:
         """Where each ends, and what it says."""
-        for found in self.bound.finditer(text):
-            yield found.end(), self.speaks[found[0]]
+        found = list(self.bound.finditer(text))
         if self.loose and not text.isascii():
-            for found in self.loose.finditer(text):
-                yield found.end(), self.speaks[found[0]]
+            found += self.loose.finditer(text)
+        return [(one.end(), self.speaks[one[0]]) for one in found]
 
 
 def _tree(words: Sequence[str], end: str = f"(?!{_CASED})") -> str:

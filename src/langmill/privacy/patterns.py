@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import yaml
 
+from langmill.privacy.addresses import SPELT, at, spelt
 from langmill.privacy.checks import CHECKS
 from langmill.privacy.context import Context
 from langmill.privacy.phones import FITS
@@ -24,26 +25,13 @@ from langmill.privacy.plain import plain
 
 _LEFT = r"(?<![0-9A-Za-z])(?<![0-9][-./])(?<![0-9a-f]{4}-)"
 _RIGHT = r"(?![0-9A-Za-z])(?![-./][0-9])(?!-[0-9a-f]{4}-)"
-_BOUNDED = re.compile(_LEFT)
 _PHONE = r"(?<![0-9A-Za-z+])(?<![0-9][-./])"
 _DUMP = r"(?![0-9]{2}(?: [0-9A-Fa-f]{2}){5})(?<![^0-9A-Za-z][0-9A-Fa-f]{2} )"
-_START = re.compile(r"[0-9A-Za-z+(](?<![0-9A-Za-z].)")
+_START = re.compile(rf"{_LEFT}([0-9A-Za-z+(])|[0-9A-Za-z+(](?<![0-9A-Za-z].)")  # the group: as {{L}} says
 _TOKEN = re.compile(r"[A-Za-z0-9+/_.~=-]{15,512}+")
 _REST, _LONG = re.compile(r"[A-Za-z0-9+/_.~=-]*+"), 250
 _DIGIT = re.compile("[0-9]")
 _CLUSTER = re.compile(r"[0-9](?:[ ./()\-]{0,3}+[0-9]){5,}+")
-_LOCAL = frozenset(
-    "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.!#$%&'*+/=?^_{|}~-"
-    + "".join(chr(code) for code in range(0xC0, 0x250))
-)
-_LABEL = r"[A-Za-z0-9\u00c0-\u024f](?:[A-Za-z0-9_\u00c0-\u024f-]{0,61}[A-Za-z0-9\u00c0-\u024f])?"
-_DOMAIN = re.compile(
-    rf"(?:{_LABEL}\.){{1,8}}(?P<top>[A-Za-z]{{2,24}}|xn--[A-Za-z0-9-]{{2,59}})(?![A-Za-z0-9_])"
-)
-_LOGIN = re.compile(r"[!#-&(-.0-9;=?A-Z^-~]*:[!#-&(-.0-9:;=?A-Z^-~]*")  # ASCII, without / \ quotes < > @
-_HOST = re.compile(r"""[^\s@/"'<>`\\]{1,253}(?:[/?#][^\s"'<>`\\]{0,2048})?""")
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{1,20}\Z")
-_PICTURES = frozenset("png jpg jpeg gif svg webp css js html php json xml py ts".split())
 _BEGIN = re.compile(r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----")
 _END = re.compile(r"-----END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----")
 _BODY = re.compile(r"(?:(?:\\n|\s){0,4}[A-Za-z0-9+/=]{16,}+(?=\s|\\n|\Z)){0,4096}")
@@ -65,6 +53,7 @@ class Gate:
     ask: str
     windows: Callable[[str], Iterator[tuple[int, int]]]  # between which places finds begin
     reach: int = 0  # how far a find may go on behind the end
+    digit: bool = True  # no text without a digit has one
 
 
 @dataclass(frozen=True)
@@ -82,16 +71,22 @@ class Pattern:
     named: bool
 
 
+Head = tuple[
+    int, str, bool, Callable[..., re.Match[str] | None], Pattern
+]  # what is asked of a row, ready at hand
+
+
 @dataclass(frozen=True)
 class Tables:
     """patterns.yaml, ready for use."""
 
     patterns: dict[str, tuple[Pattern, ...]]  # by gate, but for digits
-    heads: dict[str, tuple[Pattern, ...]]  # of digits, by the first character
+    heads: dict[str, tuple[Head, ...]]  # of digits, by the first character
     context: dict[str, Context]
     gates: dict[str, Gate]
     types: tuple[str, ...]
     never: dict[str, str]
+    codes: dict[str, list[int]]  # of countries; see phones.py
 
 
 def _read() -> str:
@@ -135,16 +130,22 @@ def tables() -> Tables:
     types = dict.fromkeys(["email", "url", *(row["type"] for row in rows), "private_key"])
     return Tables(
         {name: tuple(found) for name, found in by_gate.items()},
-        {character: tuple(found) for character, found in heads.items()},
+        {
+            character: tuple((row.least, row.type, row.bounded, row.pattern.match, row) for row in found)
+            for character, found in heads.items()
+        },
         {name: Context.of(row) for name, row in read["context"].items()},
-        _gates(f"(?i:{words})|" + re.sub(r"\{[0-9,]+\}|\(\?<!-\)", _plus, "|".join(read["keys"]))),
+        _gates("|".join([f"(?i:{words})", *map(_loose, read["keys"])])),
         tuple(types),
         read["never"],
+        read["codes"],
     )
 
 
-def _plus(found: re.Match[str]) -> str:
-    return "+" if found[0][0] == "{" else ""
+def _loose(key: str) -> str:
+    """What every text with this key matches, of few states: no counts, and nothing that a key may begin or end with."""
+    counted = re.sub(r"\{[0-9,]+\}", "+", key.removeprefix("(?<!-)"))
+    return re.sub(r"^\[[^]]+\]\+|(?<=\])\+$", "", counted)
 
 
 def _keys(keys: Iterable[str]) -> str:
@@ -152,17 +153,27 @@ def _keys(keys: Iterable[str]) -> str:
 
 
 def _gates(secrets: str) -> dict[str, Gate]:
-    capitals = r"[A-Z](?:[A-Z][0-9]{2}[ -]?[A-Z0-9]{4}|[A-Z]{4}[0-9]{4}[A-Z]|[A-Z0-9]{8}[0-9])"
+    account = (
+        "[0-9]{0}[ .-]?(?:[A-Za-z]{{0,3}}[0-9][A-Za-z0-9 .-]{{3}}|[A-Za-z]{{4}}[ .-]?[A-Za-z0-9]{{0,3}}[0-9])"
+    )
+    accounts = f"[A-Za-z]{{2}}{account.format('[0-9]')}|[A-Za-z]{{5}}[0-9]{{4}}[A-Za-z]"
+    accounts += "|[A-Z]{5}[ -][0-9]{4}[ -][A-Z]|[A-Z][A-Z0-9]{8}[0-9]"
+    # The same from a digit on, since there are fewer of those than of letters.
+    behind = r"(?<=(?<![0-9A-Za-z])"
+    digits = (
+        f"[0-9](?:{behind}[A-Za-z]{{2}}.){account.format('')}|{behind}[A-Za-z]{{5}}.)[0-9]{{3}}[A-Za-z]"
+        f"|{behind}[A-Z]{{5}}[ -].)[0-9]{{3}}[ -][A-Z]|{behind}[A-Z][A-Z0-9]{{8}}.))"
+    )
     dots = r"\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]|\.[0-9A-Fa-f]{4}\.[0-9A-Fa-f]{4}"
-    colons = r":[0-9A-Fa-f]{0,4}:|-[0-9A-Fa-f]{2}-[0-9A-Fa-f]{2}-"
+    colons = r":[0-9A-Fa-f]{0,4}:|-[0-9A-Fa-f]{2}(?:-[0-9A-Fa-f]{2}-|[0-9A-Fa-f]{2}-[0-9A-Fa-f]{4})"
     return {
         "digits": Gate(r"[0-9](?:[ ./()\-]{0,3}[0-9]){5}", _clusters, 32),
-        "capitals": Gate(capitals, partial(_around, re.compile(capitals), 0), 64),
-        "dots": Gate(dots, partial(_around, re.compile(dots), 4), 24),
-        "colons": Gate(colons, partial(_around, re.compile(colons), 4), 64),
+        "accounts": Gate(f"(?:^|[^0-9A-Za-z])(?:{accounts})", partial(_around, re.compile(digits), 10), 64),
+        "dots": Gate(dots, partial(_around, re.compile(dots), 4), 24, False),
+        "colons": Gate(f"{colons}|{SPELT}", partial(_around, re.compile(colons), 4), 64, False),
         "secrets": Gate(secrets, _tokens, 1),
-        "at": Gate("@", lambda text: iter(())),
-        "begin": Gate("-----BEGIN", lambda text: iter(())),
+        "at": Gate("@", lambda text: iter(()), digit=False),
+        "begin": Gate("-----BEGIN", lambda text: iter(()), digit=False),
     }
 
 
@@ -200,12 +211,17 @@ def find(text: str, gates: Collection[str] | None = None) -> list[Find]:
     """
     read, known = plain(text), tables()
     found: list[Find] = []
-    for name in known.gates if gates is None else gates:
+    if gates is None:
+        numbered = _DIGIT.search(read)
+        gates = [name for name, gate in known.gates.items() if numbered or not gate.digit]
+    for name in gates:
         if name == "at":
-            found += _at(read)
+            found += [Find(*place) for place in at(read)]
         elif name == "begin":
             found += _private_keys(read)
         else:
+            if name == "colons":  # they share a gate
+                found += [Find(*place) for place in spelt(read)]
             gate = known.gates[name]
             for start, end in gate.windows(read):
                 if name == "digits":
@@ -221,16 +237,16 @@ def _numbers(text: str, known: Tables, start: int, end: int) -> list[Find]:
     found: list[tuple[int, Find]] = []
     for place in _START.finditer(text, start, end):
         first = place.start()
-        bounded, left = _BOUNDED.match(text, first), end - first
+        if (rows := known.heads.get(text[first])) is None:
+            continue
+        bounded, left = place.lastindex, end - first
         types: set[str] = set()
-        for row in known.heads.get(text[first], ()):
-            if row.least > left or row.type in types or (row.bounded and not bounded):
+        for least, type, alone, match, row in rows:
+            if least > left or type in types or (alone and not bounded):
                 continue
-            if (match := row.pattern.match(text, first, stop)) and (
-                one := _accepted(row, known.context, text, match)
-            ):
+            if (seen := match(text, first, stop)) and (one := _accepted(row, known.context, text, seen)):
                 found.append((row.number, one))
-                types.add(row.type)
+                types.add(type)
     if len(found) < 2:
         return [one for _, one in found]
     kept: list[Find] = []
@@ -273,55 +289,17 @@ def _accepted(row: Pattern, context: dict[str, Context], text: str, match: re.Ma
     """What is meant of a match, where it can be real and its context allows it."""
     start, end = match.span("find") if row.named else match.span()
     told = None
+    if row.fit is None and row.check is not None and not row.check(text[start:end]):
+        return None
     if row.when == "context" and not (told := context[row.type].told(text, start, end)):
         return None
     if row.fit is not None:
         end = start + row.fit(text[start:end])
-    if start == end or (row.check is not None and not row.check(text[start:end])):
-        return None
+        if start == end or (row.check is not None and not row.check(text[start:end])):
+            return None
     if row.when == "unless" and (told := context[row.type].told(text, start, end)) is False:
         return None
     return Find(start, end, row.type, bool(told))
-
-
-def _at(text: str) -> Iterator[Find]:
-    """E-mail addresses, and URLs that hold a name and password before their @."""
-    done, at = 0, text.find("@")
-    while at >= 0:
-        url = _credentials(text, done, at)
-        found = url or _email(text, done, at)
-        if found:
-            yield found
-            done = found.end
-        at = text.find("@", max(at + 1, done))
-
-
-def _email(text: str, done: int, at: int) -> Find | None:
-    start = at
-    least = max(done, at - 256)
-    while start > least and text[start - 1] in _LOCAL:
-        start -= 1
-    while start < at and text[start] in ".'-/=&?*{|}#!":
-        start += 1
-    domain = _DOMAIN.match(text, at + 1, at + 256)
-    if start == at or domain is None or text[at - 1] == "." or domain["top"].lower() in _PICTURES:
-        return None
-    return Find(start, domain.end(), "email")
-
-
-def _credentials(text: str, done: int, at: int) -> Find | None:
-    """scheme://name:password@host and all that follows without a space."""
-    head = text.rfind("://", max(done, at - 256), at)
-    if head < 0 or not _LOGIN.fullmatch(text, head + 3, at):
-        return None
-    scheme = _SCHEME.search(text, max(done, head - 21), head)
-    host = _HOST.match(text, at + 1)
-    if scheme is None or host is None:
-        return None
-    end = host.end()
-    while text[end - 1] in ".,;:!?)]}，。；、）":
-        end -= 1
-    return Find(scheme.start(), end, "url")
 
 
 def _private_keys(text: str) -> Iterator[Find]:
@@ -342,11 +320,11 @@ def _private_keys(text: str) -> Iterator[Find]:
 
 def account(lengths: dict[str, int], value: str) -> int:
     """Characters of `value` that are an account number of its country's length; 0 where none are, or more follows."""
-    left = lengths.get(value[:2], 0)
+    left = lengths.get(value[:2].upper(), 0)
     for place, character in enumerate(value, 1):
-        left -= character not in " -"
+        left -= character not in " .-"
         if left == 0:
-            return place if not value[place : place + 1].strip(" -") else 0
+            return place if not value[place : place + 1].strip(" .-") else 0
     return 0
 
 

@@ -13,6 +13,8 @@ _GROUP = re.compile(r"\d+")
 _TRUNK = re.compile(r"\(0\) ?")
 _EXTENSION = re.compile(r" ?(?:x|ext\.?|extension) ?\d{1,6}\Z")
 _CHINESE = re.compile(r"\(?0[3-9]\d\d[)-]{1,2} ?\d{4}[ -]?\d{4}(?![ -]?\d)")
+_AMERICAN = re.compile(r"1[ .-]?\(?[2-9]\d\d\)?[ .-]{0,2}[2-9]\d\d[ .-]?\d{4}")
+_PREFIXED = re.compile(r"86(1[3-9]\d{9})|91([6-9]\d{9})|8([3-9]\d{9})")
 _DATE = re.compile(
     r"(?:[0-3]?\d([./ -])[01]?\d\1|[01]?\d([./ -])[0-3]?\d\2)(?:19|20)\d\d(?!\d)|(?:19|20)\d\d([./ -])[01]\d\3[0-3]\d"
 )
@@ -57,6 +59,25 @@ def plain(codes: Table, value: str) -> int:
     if _DATE.match(value):
         return 0
     return _longest(value, groups[: _alike(value, groups)], 7, 13, extension)
+
+
+def subscriber(codes: Table, value: str) -> str:
+    """What a number has in common with and without its country: its digits behind the country's code and the 0, or in
+    Russia the 8, that stands before the area, and its extension.
+
+    Numbers of two countries that are alike behind those are one: as rare as two numbers of one pseudonym.
+    """
+    found = _EXTENSION.search(value)
+    main, more = (value[: found.start()], found[0]) if found else (value, "")
+    digits = "".join(_GROUP.findall(main))
+    if value[0] == "+" or digits.startswith("00"):
+        digits = digits.lstrip("0")
+        digits = next((digits[n:] for n in (1, 2, 3) if digits[:n] in codes), digits)
+    elif _AMERICAN.fullmatch(main) and main[1:2] in " .-(":
+        digits = digits[1:]
+    elif whole := _PREFIXED.fullmatch(digits):
+        digits = next(filter(None, whole.groups()))
+    return digits.lstrip("0") + "x".join(["", *_GROUP.findall(more)])
 
 
 def _parts(value: str) -> tuple[list[tuple[str, int]], int]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 NAMES = ("person", "address")
 META = "redacted"
+AUTHORS = (
+    "authors"  # of meta: those of a thread, whose names stand before what they said; see data/threads.py
+)
 # Of meta: what names a document, or says when it was made. It stays, so that `data why` finds the document.
 _NAMES_IT = frozenset("id thread url date timestamp".split())
 _SAMPLES = 3  # of each type, masked
@@ -39,7 +43,8 @@ def redact(text: str, policy: Policy = "mask", *, types: Sequence[str] = (), key
 class Redact:
     """Replaces e-mail addresses, telephone numbers, payment cards, accounts, national identities, addresses of
     machines and secrets, in text and meta (but for ids and addresses of documents); counts them in meta as
-    "redacted": {type: number}.
+    "redacted": {type: number}. Authors of a thread are persons where their names stand before what they said; meta
+    then names them no more.
 
     types: those that are looked for, none: all (`patterns.tables().types`). names: finds persons and addresses too
     (names.py). edition: of the patterns, so that a changed table makes another step. UsageError for a type or policy
@@ -91,17 +96,19 @@ class Redact:
         if not len(batch):
             return batch
         kept = pc.is_null(batch["dropped"]).combine_chunks()
+        batch, authors = _authors(batch, kept)
         batch = self._meta(batch, kept)
         text = batch["text"].combine_chunks()
         open_ = _open(text, kept)
         chosen = kept if self.names else open_.pop("any")
-        rows = pc.indices_nonzero(chosen).to_pylist()
+        rows = sorted({*pc.indices_nonzero(chosen).to_pylist(), *authors})
         texts = text.take(pa.array(rows, pa.int64())).to_pylist()
         named = self.names(texts) if self.names else [[]] * len(rows)
         gates = {name: mask.to_pylist() for name, mask in open_.items() if name != "any"}
         new: dict[int, str] = {}
         counts: dict[int, Counter[str]] = {}
         for row, one, own in zip(rows, texts, named, strict=True):
+            own = [*own, *_labels(one, authors[row])] if row in authors else own
             finds = self._all(one, [name for name, mask in gates.items() if mask[row]], own)
             if finds:
                 new[row] = replaced(one, finds, self.policy, self.key)
@@ -152,12 +159,51 @@ def _open(text: Any, kept: Any) -> dict[str, Any]:
         text = pc.replace_with_mask(
             text, other, pa.array(map(plain, text.filter(other).to_pylist()), text.type)
         )
-    found = {}
-    any_ = pa.array([False] * len(text))
+    found, any_ = {}, pa.array([False] * len(text))
+    numbered = pc.match_substring_regex(text, "[0-9]")
+    asked = {True: text.filter(numbered), False: text}
     for name, gate in tables().gates.items():
-        found[name] = pc.and_(kept, pc.match_substring_regex(text, gate.ask))
+        seen = pc.match_substring_regex(asked[gate.digit], gate.ask)
+        if gate.digit:
+            seen = pc.replace_with_mask(numbered, numbered, seen)
+        found[name] = pc.and_(kept, seen)
         any_ = pc.or_(any_, found[name])
     return found | {"any": any_}
+
+
+def _authors(batch: pa.Table, kept: Any) -> tuple[pa.Table, dict[int, list[str]]]:
+    """The batch without the authors that meta names, and those of each row."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    column = batch["meta"].combine_chunks()
+    named = pc.and_(kept, pc.match_substring(column, f'"{AUTHORS}"'))
+    rows = pc.indices_nonzero(named).to_pylist()
+    if not rows:
+        return batch, {}
+    meta, found = column.to_pylist(), {}
+    for row in rows:
+        values = json.loads(meta[row])
+        if isinstance(values.get(AUTHORS), list):
+            found[row] = [str(name) for name in values.pop(AUTHORS)]
+            meta[row] = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
+    place = batch.column_names.index("meta")
+    return batch.set_column(place, "meta", pa.array(meta, column.type)), found
+
+
+def _labels(text: str, authors: Sequence[str]) -> Iterator[Find]:
+    """Names of authors before a colon, wherever other steps put the lines; also as `Tidy` may have repaired them."""
+    names = {*authors, *(_repaired(name) for name in authors)}
+    choice = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
+    for found in re.finditer(rf"(?<!\w)(?:{choice})(?=: )", text):
+        yield Find(*found.span(), "person")
+
+
+def _repaired(name: str) -> str:
+    try:
+        return name.encode("cp1252").decode("utf-8")
+    except UnicodeError:
+        return name
 
 
 def _counted(meta: str, counts: Mapping[str, int]) -> str:
