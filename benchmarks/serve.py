@@ -40,31 +40,37 @@ from langmill.infer.sampling import Sampling
 PEER = ROOT / "benchmarks" / "peers" / "llama_server.py"
 OURS, THEIRS = ("int4", "int8"), ("Q4_0", "Q8_0")
 CLIENTS, NEW, CONTEXT = 16, 64, 512
+EVENT = b"data: {"
 IMPORTS = "import torch, fastapi, uvicorn, prometheus_client, pydantic, tokenizers, jinja2, safetensors"
 
 
-async def stream(host: str, port: int, body: dict[str, Any]) -> tuple[float, float, int]:
-    """Seconds to the first token, seconds in all and events of one streamed answer, by a bare HTTP/1.1 client."""
-    data = json.dumps(body).encode()
-    began = time.perf_counter()
-    reader, writer = await asyncio.open_connection(host, port)
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\nContent-Length: "
-    writer.write(head.encode() + f"{len(data)}\r\nConnection: close\r\n\r\n".encode() + data)
-    first, events, failed = 0.0, 0, b""
-    async for line in reader:
-        if line.startswith(b"HTTP/1.1 ") and b" 200 " not in line:
-            failed = line
-        if line.startswith(b"data: {"):
-            events += 1
-            first = first or time.perf_counter() - began
-        elif line.startswith(b"data: [DONE]"):
-            break
-        elif failed and line.startswith(b"{"):
-            raise SystemExit(f"{failed.decode()}{line.decode()}")
-    writer.close()
-    if not events:
-        raise SystemExit(f"nothing came: {failed.decode()}")
-    return first, time.perf_counter() - began, events
+class Stream(asyncio.Protocol):
+    """One streamed answer by a bare HTTP/1.1 client that does as little as can be: seconds to its first event and in
+    all, and how many events."""
+
+    def __init__(self, host: str, port: int, body: dict[str, Any]) -> None:
+        data = json.dumps(body).encode()
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n"
+        self.asked = f"{head}Content-Length: {len(data)}\r\nConnection: close\r\n\r\n".encode() + data
+        self.first, self.events, self.seen = 0.0, 0, b""
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.began = time.perf_counter()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        transport.write(self.asked)
+
+    def data_received(self, data: bytes) -> None:
+        text = self.seen + data
+        count = text.count(EVENT)
+        self.seen = text[max(0, len(text) - len(EVENT) + 1) :]  # an event's beginning may be cut in two
+        if count:
+            self.first = self.first or time.perf_counter() - self.began
+            self.events += count
+        elif not self.events:
+            self.seen = text
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.ended.set_result(None)
 
 
 def drive(url: str, name: str, prompts: Sequence[Sequence[int]], clients: int) -> dict[str, Any]:
@@ -76,7 +82,13 @@ def drive(url: str, name: str, prompts: Sequence[Sequence[int]], clients: int) -
     async def client(left: list[Sequence[int]], first: list[float]) -> None:
         while left:
             body = {"model": name, "prompt": left.pop(), "max_tokens": NEW, "temperature": 0, "stream": True}
-            first.append((await stream(host, port, {**body, "ignore_eos": True}))[0])
+            body["ignore_eos"] = True
+            made = partial(Stream, host, port, body)
+            _, answer = await asyncio.get_running_loop().create_connection(made, host, port)
+            await answer.ended
+            if not answer.events:  # there are fewer than tokens where a character has several
+                raise SystemExit(f"nothing came: {answer.seen.decode(errors='replace')}")
+            first.append(answer.first)
 
     async def all_of_them() -> dict[str, Any]:
         left, first, began = list(prompts)[::-1], list[float](), time.perf_counter()

@@ -3,9 +3,10 @@
     scripts/bench infill [--size 1M] [--vocabulary 2000] [--steps 4000] [--gaps 500] [--threads 2] [--keep FOLDER]
         [KEY=VALUE ...]
 
-Texts: descriptions of packages (asset `ddtp`). Of each gap: nats a token of its right filling with and without
-the text behind it, by the same model, and whether the likeliest text fills it word for word. Exit code 1 where the text
-behind the gap does not help. Prints one JSON object. What is in FOLDER is not made again.
+Texts: descriptions of packages (asset `ddtp`). Of each gap: nats a token of its right filling, by the same model, with
+the text behind it, with that of another gap, and as plain text goes on, without any; and whether the likeliest text
+fills it word for word. Exit code 1 where the right text behind the gap does not help more than another. Prints one JSON
+object. What is in FOLDER is not made again.
 KEY=VALUE: other settings of the pretraining.
 """
 
@@ -95,37 +96,50 @@ def main() -> int:
     torch.set_num_threads(given.threads)
     chosen = gaps([json.loads(line)["text"] for line in lines[: 2 * HELD]], given.gaps)
     prompts = [gap_ids(tokenizer, before, after, gap_order(model.config)) for before, _, after in chosen]
-    known, blind, sizes = [], [], []
-    for (before, filling, _), prompt in zip(chosen, prompts, strict=True):
-        ids = tokenizer.encode(filling)
-        known.append(likelihoods(model, prompt, [ids])[0].log)
-        blind.append(likelihoods(model, [*tokenizer.prompt_ids(""), *tokenizer.encode(before)], [ids])[0].log)
+    orders, logs, sizes = (
+        gap_order(model.config),
+        dict[str, list[float]](with_=[], another=[], without=[]),
+        list[int](),
+    )
+    for number, (before, filling, _) in enumerate(chosen):
+        ids, another = tokenizer.encode(filling), chosen[number - 1][2]
+        starts = {
+            "with_": prompts[number],
+            "another": gap_ids(tokenizer, before, another, orders),
+            "without": [*tokenizer.prompt_ids(""), *tokenizer.encode(before)],
+        }
+        for name, start in starts.items():
+            logs[name].append(likelihoods(model, start, [ids])[0].log)
         sizes.append(len(ids))
     texts = [""] * len(chosen)
     write = writer(model, tokenizer, 16, max(map(len, prompts)) + ROOM)
     for events in write(prompts, Sampling(max_new_tokens=ROOM, temperature=0.0)):
         for event in events:
             texts[event.request] += event.text
-    logs_KN, sizes_N = -np.array([known, blind]), np.array(sizes)
+    nats, sizes_N = {name: -np.array(own) for name, own in logs.items()}, np.array(sizes)
 
-    def difference(rows: Any) -> float:
-        return float((logs_KN[1, rows] - logs_KN[0, rows]).sum() / sizes_N[rows].sum())
+    def gain(other: str) -> Any:
+        def difference(rows: Any) -> float:
+            return float((nats[other][rows] - nats["with_"][rows]).sum() / sizes_N[rows].sum())
+
+        return interval(difference, len(chosen))
 
     right = [text == filling for text, (_, filling, _) in zip(texts, chosen, strict=True)]
     examples = [
         {"before": before[-60:], "filled": text, "right": filling, "after": after[:60]}
         for text, (before, filling, after) in list(zip(texts, chosen, strict=True))[:8]
     ]
-    gain = interval(difference, len(chosen))
     figures = {
         "gaps": len(chosen),
-        "nats_a_token": dict(zip(("with", "without"), logs_KN.sum(axis=1) / sizes_N.sum(), strict=True)),
-        "gain_interval": gain,
+        "nats_a_token": {name.strip("_"): own.sum() / sizes_N.sum() for name, own in nats.items()},
+        "gain_over_another": gain("another"),
+        "gain_over_none": gain("without"),
         "word_for_word": float(np.mean(right)),
         "examples": examples,
     }
     print(json.dumps(figures, ensure_ascii=False))
-    return 0 if gain is not None and gain[0] > 0 else 1
+    least = figures["gain_over_another"]
+    return 0 if least is not None and least[0] > 0 else 1
 
 
 if __name__ == "__main__":

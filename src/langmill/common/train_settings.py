@@ -104,14 +104,13 @@ class TrainSettings(LoopSettings):
     objective: Literal["causal", "masked", "infill", "denoise"] = Field(
         "causal",
         description="causal: predict the next token; masked: guess hidden ones; infill: causal, with the middle of "
-        "some texts last; denoise: write what an encoder reads damaged (marian: sentences shuffled and spans "
+        "half the texts last; denoise: write what an encoder reads damaged (marian: sentences shuffled and spans "
         "masked; t5: the spans alone)",
     )
     mask_rate: float | None = Field(
         None, gt=0, lt=1,
         description="masked, denoise: share of the tokens to guess or to take out; none: 0.15, for marian and BART 0.3",
     )  # fmt: skip
-    fim_rate: float = Field(0.5, ge=0, le=1, description="infill: share of the texts that get a gap")
     whole_words: bool = Field(False, description="masked: hide all tokens of a word or none")
 
 

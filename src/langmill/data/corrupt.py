@@ -284,29 +284,20 @@ def _inside(starts: Ints, sizes: Ints) -> Ints:
 class FillInMiddle:
     """Fill in the middle for decoders (Bavarian et al. 2022, arXiv:2207.14255, section 3): with probability `rate` a
     text is cut at two places and its middle comes last, as PSM (prefix, suffix, middle) or, in the share `spm`, as SPM
-    in the paper's joint form (suffix, then prefix and middle). Every token is trained.
-
-    The paper's two places are anywhere, so that a middle is a third of the text on average, and what follows it helps
-    with its last words alone. People leave smaller gaps: here a share `short` of the middles has 1 to `few` tokens."""
+    in the paper's joint form (suffix, then prefix and middle). Every token is trained."""
 
     prefix_id: int
     suffix_id: int
     middle_id: int
     rate: float = 0.5
     spm: float = 0.5
-    short: float = 0.5
-    few: int = 16
 
     def __call__(self, ids: NDArray[Any], random: Random) -> tuple[Ints, Bools]:
         """(ids, whether each is trained)."""
         text = ids.astype(np.int64)
-        change, spm, short = (random.random(3) < (self.rate, self.spm, self.short)).tolist()
+        change, spm = (random.random(2) < (self.rate, self.spm)).tolist()
         if change:
             low, high = np.sort(random.integers(0, len(text), size=2, endpoint=True)).tolist()
-            if short:
-                size = min(int(random.integers(1, self.few, endpoint=True)), len(text))
-                low = int(random.integers(0, len(text) - size, endpoint=True))
-                high = low + size
             head, middle, tail = np.split(text, [low, high])
             prefix, suffix, between = np.array(
                 [[self.prefix_id], [self.suffix_id], [self.middle_id]], np.int64

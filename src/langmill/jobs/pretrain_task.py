@@ -202,7 +202,7 @@ def _masked(train: TrainSettings, corpus: Corpus, config: Config) -> Task:
 def _infilled(train: TrainSettings, corpus: Corpus, config: Config) -> Task:
     t, length = corpus.tokenizer, train.max_length or config.length
     prefix, suffix, middle = (_named(t.vocab.get(name), name, train) for name in FIM)
-    how = FillInMiddle(prefix, suffix, middle, train.fim_rate)
+    how = FillInMiddle(prefix, suffix, middle)
     source = Infilled(corpus.shards, how, length, (t.start_id,), (t.boundary_id,), t.fill_id)
     return Task(source, causal, length, train.micro_batch_size or 1, writes=True)
 
