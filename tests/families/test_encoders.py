@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from langmill.common.errors import ModelError
 from langmill.families import family, folder
@@ -50,6 +52,18 @@ def same_files(before: Path, after: Path) -> None:
     assert all(torch.equal(theirs[key], ours[key]) for key in theirs)
 
 
+def changed(where: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
+    """The folder with its tensors changed."""
+    file = where / "model.safetensors"
+    save_file(change(load_file(file)), file, metadata={"format": "pt"})
+
+
+def settled(where: Path, **changes: Any) -> None:
+    """The folder with its configuration changed."""
+    file = where / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
 @pytest.mark.parametrize("task", HEADS)
 @pytest.mark.parametrize("name", READERS)
 @torch.no_grad()
@@ -88,8 +102,8 @@ def test_encoders_agree_with_transformers(name: str, task: str, tmp_path: Path) 
     folder.save(ours, None, tmp_path / "ours")
     same_files(tmp_path / "theirs", tmp_path / "ours")
     again = HEADS[task].from_pretrained(tmp_path / "ours").eval()
-    written = json.loads((tmp_path / "ours/config.json").read_text())["architectures"]
-    assert written == [theirs.config.architectures[0].removeprefix("XLM")]
+    [written] = json.loads((tmp_path / "ours/config.json").read_text())["architectures"]
+    assert written == theirs.config.architectures[0].removeprefix("XLM").replace("Camembert", "Roberta")
     second = again(rows, attention_mask=inside.long(), **given)
     for one, other in zip(out.to_tuple(), second.to_tuple(), strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
@@ -210,7 +224,10 @@ def test_a_bart_that_answers_is_refused_by_name(tmp_path: Path) -> None:
 def test_a_whole_pretraining_file_loads(tmp_path: Path) -> None:
     """The hub's BERT files hold the pooler, next-sentence scores and the tied matrix once more."""
     theirs = reference("bert", transformers.AutoModelForMaskedLM, tmp_path)
-    state = load_file(tmp_path / "model.safetensors")
+    state = {
+        key.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor
+        for key, tensor in load_file(tmp_path / "model.safetensors").items()
+    }
     state["bert.embeddings.position_ids"] = torch.arange(64)[None].float()
     state["bert.pooler.dense.weight"], state["bert.pooler.dense.bias"] = torch.ones(32, 32), torch.ones(32)
     state["cls.seq_relationship.weight"], state["cls.seq_relationship.bias"] = (
@@ -222,25 +239,78 @@ def test_a_whole_pretraining_file_loads(tmp_path: Path) -> None:
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
     tokens = torch.arange(9)[None]
     torch.testing.assert_close(folder.load_model(tmp_path)(tokens), theirs(tokens).logits, atol=1e-5, rtol=0)
+    state["bert.embeddings.LayerNorm.weight"] = state["bert.embeddings.LayerNorm.gamma"].clone()
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        ModelError, match=r"LayerNorm\.\w+ and bert\.embeddings\.LayerNorm\.\w+ are the same tensor"
+    ):
+        folder.load_model(tmp_path)
+
+
+LEFT = {
+    "bert": [
+        "cls.predictions.bias",
+        "cls.predictions.transform.dense.weight",
+        "classifier.weight",
+        "qa_outputs.bias",
+    ],
+    "roberta": ["lm_head.bias", "lm_head.layer_norm.weight", "classifier.out_proj.bias", "qa_outputs.weight"],
+    "distilbert": [
+        "vocab_projector.bias",
+        "vocab_transform.weight",
+        "pre_classifier.bias",
+        "classifier.weight",
+    ],
+}
+
+
+@pytest.mark.parametrize("name", LEFT)
+@torch.no_grad()
+def test_what_is_left_of_another_head_is_not_in_the_way(name: str, tmp_path: Path) -> None:
+    theirs, tokens = reference(name, HEADS["embed"], tmp_path), torch.arange(4, 13)[None]
+    changed(tmp_path, lambda state: state | {key: torch.ones(3) for key in LEFT[name]})
+    expected = theirs(tokens).last_hidden_state
+    torch.testing.assert_close(folder.load_model(tmp_path).hidden(tokens), expected, atol=1e-5, rtol=0)
+    changed(tmp_path, lambda state: state | {"classifier.waste": torch.ones(3)})
+    with pytest.raises(ModelError, match=r"classifier\.waste is not part"):
+        folder.load_model(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "distilbert"])
+@torch.no_grad()
+def test_a_tie_means_nothing_where_no_words_are_scored(name: str, tmp_path: Path) -> None:
+    theirs, tokens = reference(name, HEADS["classify"], tmp_path), torch.arange(4, 13)[None]
+    settled(tmp_path, tie_word_embeddings=False)
+    torch.testing.assert_close(folder.load_model(tmp_path)(tokens), theirs(tokens).logits, atol=1e-5, rtol=0)
+    settled(
+        tmp_path, architectures=[theirs.config.architectures[0].replace("SequenceClassification", "MaskedLM")]
+    )
+    with pytest.raises(ModelError, match="tie_word_embeddings = False is not supported"):
+        folder.load_model(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"problem_type": "regression"}, "'regression' with 2 numbers a text; supported is one"),
+        ({"id2label": {"0": "ham", "1": "ham"}}, "gives the name 'ham' to two numbers"),
+        (
+            {"architectures": ["BertForQuestionAnswering"], "id2label": {str(i): str(i) for i in range(3)}},
+            "BertForQuestionAnswering is announced with 3 scores a token",
+        ),
         ({"architectures": ["BertForMultipleChoice"]}, "BertForMultipleChoice is not supported"),
         ({"id2label": {"0": "a", "2": "b"}}, "must number its labels from 0 to 1"),
         ({"problem_type": "ranking"}, "problem_type is 'ranking'"),
         ({"is_decoder": True}, "is_decoder = True is not supported"),
         ({"type_vocab_size": 3}, r"has shape \(2, 32\)"),
         ({"architectures": "BertModel"}, "not a list of names"),
-        ({"id2label": {str(i): "x" for i in range(5)}}, r"has shape \(2, 32\)"),
+        ({"id2label": {str(i): str(i) for i in range(5)}}, r"has shape \(2, 32\)"),
     ],
 )
 def test_a_damaged_configuration_is_refused_by_name(
     changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     reference("bert", HEADS["classify"], tmp_path)
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    settled(tmp_path, **changes)
     with pytest.raises(ModelError, match=message):
         folder.load_model(tmp_path)

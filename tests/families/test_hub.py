@@ -20,6 +20,9 @@ COMMIT = "a" * 40
 REPOSITORIES = {
     "me/whole": ["config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja", "README.md",
                  "pytorch_model.bin", "consolidated.safetensors", "onnx/model.safetensors", "code.py", "m.Q4_0.gguf"],
+    "me/sentences": ["config.json", "model.safetensors", "modules.json", "vocab.txt", "1_Pooling/config.json",
+                     "2_Dense/config.json", "2_Dense/model.safetensors", "2_Dense/pytorch_model.bin",
+                     "onnx/config.json", "1_Pooling/deep/config.json", "x1_Pooling/config.json", "9_Code/config.json"],
     "me/pickled": ["config.json", "pytorch_model.bin"],
     "me/quantised": ["a.gguf", "b.gguf"],
 }  # fmt: skip
@@ -131,6 +134,19 @@ def test_only_what_a_model_needs_is_fetched(tmp_path: Path, hub: tuple[str, list
     assert "neither a local folder nor in the hub's cache" in again[3] and "offline mode is on" in again[3]
 
 
+def test_what_makes_vectors_is_fetched_and_no_more(
+    tmp_path: Path, hub: tuple[str, list[tuple[str, str]]]
+) -> None:
+    endpoint, asked = hub
+    asked.clear()
+    (found,) = ask(tmp_path, endpoint, "me/sentences")
+    there = {path.relative_to(found).as_posix() for path in Path(found).rglob("*") if path.is_file()}
+    behind = {"1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors"}
+    assert there == {"config.json", "model.safetensors", "modules.json", "vocab.txt"} | behind
+    asked.clear()
+    assert ask(tmp_path, endpoint, "me/sentences", offline=True) == [found] and not asked
+
+
 def test_a_hub_that_cannot_be_reached(tmp_path: Path, hub: tuple[str, list[tuple[str, str]]]) -> None:
     (first,) = ask(tmp_path, hub[0], "me/whole")
     cached, missing = ask(tmp_path, "http://127.0.0.1:9", "me/whole", "me/other")
@@ -143,6 +159,12 @@ def test_local_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path / "here")
     (tmp_path / "a.gguf").write_bytes(b"")
     (tmp_path / "a.bin").write_bytes(b"")
+    assert resolve(tmp_path / "here") == tmp_path / "here"
+    with pytest.raises(
+        ModelError, match=r"holds GGUF files and no config\.json; name one, such as .*a\.gguf"
+    ):
+        resolve(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
     assert resolve(tmp_path) == tmp_path
     assert resolve(str(tmp_path / "a.gguf")) == tmp_path / "a.gguf"
     with pytest.raises(ModelError, match="neither a model folder nor"):

@@ -11,6 +11,7 @@ import transformers
 
 from langmill.common.errors import ModelError, UsageError
 from langmill.families import family, folder
+from langmill.families.generation import Writing
 from langmill.infer.beam import beam_search
 from langmill.model.init import init_
 from langmill.model.transformer import Transformer
@@ -50,6 +51,7 @@ def test_the_answers_are_those_of_transformers(
         length_penalty=penalty,
         max_new_tokens=20,
         early_stopping=early,
+        rules=Writing(),
     )
     pad = theirs.config.pad_token_id
     longest = max(map(len, SOURCES))
@@ -82,7 +84,7 @@ def test_company_changes_nothing(tmp_path: Path) -> None:
 
 def test_one_beam_is_greedy(tmp_path: Path) -> None:
     _, ours = made("bart", tmp_path)
-    ((found,),) = beam_search(ours, SOURCES[:1], stops=STOPS, beams=1, max_new_tokens=12)
+    ((found,),) = beam_search(ours, SOURCES[:1], stops=STOPS, beams=1, max_new_tokens=12, rules=Writing())
     ids = [ours.config.decoder_input.start]
     source = torch.tensor(SOURCES[:1])
     for _ in range(12):

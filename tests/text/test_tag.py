@@ -113,7 +113,7 @@ def test_long_texts_follow_the_policy(shaped: dict[str, Tokenizer]) -> None:
     size, counted = len(bert.encode("fox")), Counter[str]()
     (cut,) = encode_words(bert, [text], Limit(4 * size + 2, "truncate"), counted, first=3)
     assert cut.words == (0, 1, 2, 3) and cut.encoded.number == 3
-    assert counted == {"truncated": 1, "cut off": 5 * size, "without tokens": 0}
+    assert counted == {"truncated": 1, "tokens cut off": 5 * size, "without tokens": 0}
     assert best_tags(word_scores(9, [cut], [np.zeros((len(cut.encoded.ids), 5))]), LABELS)[4:] == ["O"] * 5
     with pytest.raises(TooLong, match="text 1 has"):
         encode_words(bert, [text], Limit(5), Counter())
@@ -124,7 +124,7 @@ def test_long_texts_follow_the_policy(shaped: dict[str, Tokenizer]) -> None:
     roberta = shaped["roberta"]
     many, counted = roberta.encode("quickbrownfox" * 3), Counter()
     (one,) = encode_words(roberta, [Words.joined(["quickbrownfox" * 3])], Limit(5, "window"), counted)
-    assert len(one.encoded.ids) == 5 and counted["cut off"] == len(many) - 3 and one.words == (0,)
+    assert len(one.encoded.ids) == 5 and counted["tokens cut off"] == len(many) - 3 and one.words == (0,)
 
 
 def test_what_tags_spell_and_how_they_are_repaired() -> None:

@@ -81,7 +81,7 @@ def test_windows_and_cuts_are_those_of_transformers(shaped: dict[str, Tokenizer]
             (one,) = encode_texts(tokenizer, [pair], Limit(length, "truncate"), counted)
             assert one.ids == theirs(*pair, truncation="longest_first", max_length=length).input_ids
             whole = len(theirs(*pair).input_ids)
-            assert counted == ({"truncated": 1, "cut off": whole - length} if whole > length else {})
+            assert counted == ({"truncated": 1, "tokens cut off": whole - length} if whole > length else {})
     for side, pair in (("only_second", ("a fox", LONG)), ("only_first", (LONG, "a fox"))):
         wanted = theirs(*pair, truncation=side, max_length=20, stride=6, return_overflowing_tokens=True)
         ours = encode_texts(tokenizer, [pair], Limit(20, "window", 6), Counter())

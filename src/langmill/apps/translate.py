@@ -11,6 +11,7 @@ from langmill.common.errors import DataError, ModelError, UsageError
 from langmill.common.metrics import Report
 from langmill.common.settings import TranslateSettings
 from langmill.families.folder import Model
+from langmill.families.generation import rules_of
 from langmill.infer.beam import Hypothesis, beam_search
 from langmill.infer.ready import ready
 from langmill.model.transformer import Transformer
@@ -19,6 +20,7 @@ from langmill.text.tokenizer import Tokenizer
 from langmill.text.translate import encode_source, join_document, split_document
 
 SOURCE = ("text", "source")
+NOT_FOLLOWED = "not followed in generation_config.json"
 ROWS = 16  # sentences that are searched together: of like length, so that none waits long for the others
 
 
@@ -26,7 +28,8 @@ def run(settings: TranslateSettings, *, quiet: bool = False, as_json: bool = Fal
     """Results: {"text", "translation", "score"}; with --n-best above 1 also "best", for texts of one sentence.
 
     The score is the mean of the sentences' (beam search's: log-probability a token). A sentence that reached
-    --max-new-tokens is counted as "cut off". UsageError for --long-texts: a long text is always read piece by piece.
+    --max-new-tokens is counted as "sentences cut off". UsageError for --long-texts: a long text is always read piece
+    by piece.
     """
     model, tokenizer = ready(settings.model, settings.dtype, settings.device, settings.threads)
     read = reader(settings, model, tokenizer)
@@ -97,7 +100,21 @@ def search(
     model: Transformer, tokenizer: Tokenizer, sources: Sequence[Sequence[int]], settings: TranslateSettings,
     counted: Counter[str],
 ) -> list[list[Hypothesis]]:  # fmt: skip
-    """The best translations of each source, in order."""
+    """The best translations of each source, in order, by the rules that the model came with (generation_config.json).
+
+    What the settings leave open (beams, length_penalty, max_new_tokens) is as those rules say. Rules that are not
+    followed are counted.
+    """
+    rules, given = rules_of(model), settings.model_fields_set
+    if rules.unfollowed:
+        counted[f"{NOT_FOLLOWED}: {', '.join(rules.unfollowed)}"] = len(rules.unfollowed)
+    beams = settings.beams
+    if "beams" not in given and rules.beams is not None:
+        beams = max(rules.beams, min(settings.n_best, beams))
+    most = settings.max_new_tokens if "max_new_tokens" in given else rules.most or settings.max_new_tokens
+    penalty = settings.length_penalty
+    if "length_penalty" not in given and rules.penalty is not None:
+        penalty = rules.penalty
     order = sorted(range(len(sources)), key=lambda i: -len(sources[i]))
     found: list[list[Hypothesis]] = [[] for _ in sources]
     for at in range(0, len(order), ROWS):
@@ -106,12 +123,14 @@ def search(
             model,
             [sources[i] for i in group],
             stops=tokenizer.stop_ids,
-            beams=settings.beams,
-            n_best=min(settings.n_best, settings.beams),
-            length_penalty=settings.length_penalty,
-            max_new_tokens=settings.max_new_tokens,
+            beams=beams,
+            n_best=min(settings.n_best, beams),
+            length_penalty=penalty,
+            max_new_tokens=most,
+            early_stopping=rules.early,
+            rules=rules,
         )
         for i, own in zip(group, answers, strict=True):
             found[i] = own
-            counted["cut off"] += not own[0].ended
+            counted["sentences cut off"] += not own[0].ended
     return found

@@ -25,14 +25,19 @@ from langmill.model.config import Head, Learned, ModelConfig, Sinusoidal, StackC
 MODEL_TYPES = ("bart", "marian")
 PREFIX = "model."
 HEAD = "lm_head.weight"
-OUTSIDE = ("lm_head.", "final_logits_bias", "classification_head.")
+OUTSIDE = ("lm_head.", "final_logits_bias", "classification_head.", "qa_outputs.")
 SCORED = ("classify", "multilabel", "regress")
 OFFSET = 2  # rows of BART's position tables that nothing uses, since fairseq counted padding
 IGNORED = (
     r"model\.(encoder|decoder)\.embed_tokens\.weight",  # the shared embedding again
     r"model\.(encoder|decoder)\.version",
     r"model\.(encoder|decoder)\.embed_positions\.weight",  # Marian's old files keep what is computed
+    r"classification_head\.(dense|out_proj)\.(weight|bias)",  # of another task's file, as the next two
+    r"qa_outputs\.(weight|bias)",
+    r"final_logits_bias|lm_head\.weight",
 )
+SHARED = "model.shared.weight"  # some files keep it under the name of one of its users alone
+USERS = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight")
 ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
@@ -56,7 +61,8 @@ TINY: dict[str, dict[str, Any]] = {
 
 
 def config(theirs: Mapping[str, Any]) -> ModelConfig:
-    """A BART or Marian `config.json` as our shape."""
+    """A BART or Marian `config.json` as our shape. A body alone, as facebook/bart-base is announced, is what writes:
+    its matrix of scores is the embedding."""
     kind = theirs.get("model_type", "bart")
     refuse(theirs, share_encoder_decoder_embeddings=True, tie_word_embeddings=True, normalize_before=False)
     refuse(
@@ -155,7 +161,7 @@ def export(c: ModelConfig) -> dict[str, Any] | None:
 
 def rules(c: ModelConfig) -> tuple[Rule, ...]:
     """The names of both."""
-    found = [rule(PREFIX + "shared.weight", "tokens.weight")]
+    found = [rule(SHARED, "tokens.weight")]
     for side, (stack, tokens) in zip(("encoder", "decoder"), c.stacks, strict=True):
         where = f"{PREFIX}{side}."
         if isinstance(stack.position, Learned):
@@ -171,7 +177,7 @@ def rules(c: ModelConfig) -> tuple[Rule, ...]:
         names = linear("classification_head.dense", "head_dense")
         names += linear("classification_head.out_proj", "head")
         return (*found, *(rule(*pair) for pair in names))
-    bias = Rule("final_logits_bias", ("output_bias" if c.tied else "head.bias",), row=True)
+    bias = Rule("final_logits_bias", ("output_bias" if c.tied else "head.bias",), row=True, zero=True)
     return (*found, bias, *(() if c.tied else (rule(HEAD, "head.weight"),)))
 
 

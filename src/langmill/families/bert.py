@@ -14,11 +14,14 @@ MODEL_TYPES = ("bert",)
 PREFIX = "bert."
 HEAD = "cls.predictions.decoder.weight"
 OUTSIDE = ("cls.", "classifier.", "qa_outputs.")
+LEFT = (r"classifier\.(weight|bias)", r"qa_outputs\.(weight|bias)")  # heads of other tasks, left in the file
 IGNORED = (
     r"bert\.embeddings\.position_ids",  # 0, 1, 2, …, kept as a buffer by old files
     r"cls\.seq_relationship\..*",  # next-sentence prediction, which only pretraining used
     r"cls\.predictions\.decoder\.bias",  # the bias again
+    r"cls\.predictions\.(bias|decoder\.weight|transform\.(dense|LayerNorm)\.(weight|bias))",  # of another task's file
     r"bert\.pooler\..*",  # where the head does not stand on it
+    *LEFT,
 )
 ACTIVATIONS = {
     "gelu": "gelu",
@@ -46,7 +49,8 @@ def config(theirs: Mapping[str, Any]) -> ModelConfig:
 def encoder(theirs: Mapping[str, Any], *, length: int, offset: int, eps: float) -> ModelConfig:
     """The shape that BERT and RoBERTa share. offset: rows of the position table before the first position's."""
     refuse(theirs, is_decoder=False, add_cross_attention=False, position_embedding_type="absolute")
-    refuse(theirs, tie_word_embeddings=True)
+    if (task := task_of(theirs, "embed")) == "text":  # the others have no matrix that could be the embedding
+        refuse(theirs, tie_word_embeddings=True)
     dim, heads = number(theirs, "hidden_size", 768), number(theirs, "num_attention_heads", 12)
     vocab, act = number(theirs, "vocab_size", 30522), choice(theirs, "hidden_act", "gelu", ACTIVATIONS)
     return ModelConfig(
@@ -67,7 +71,7 @@ def encoder(theirs: Mapping[str, Any], *, length: int, offset: int, eps: float) 
             causal=False,
         ),
         encoder_input=Tokens(vocab, length, types=number(theirs, "type_vocab_size", 2), norm=True),
-        head=head_for(task_of(theirs, "embed"), vocab, act, labels_of(theirs)),
+        head=head_for(task, vocab, act, labels_of(theirs)),
     )
 
 

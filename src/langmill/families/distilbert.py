@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from langmill.families.bert import ACTIVATIONS
+from langmill.families.bert import ACTIVATIONS, LEFT
 from langmill.families.heads import ENDINGS, described, labels_of, reader_head, task_of
 from langmill.families.weights import MOST_LAYERS, Rule, choice, layers, linear, number, refuse, rule
 from langmill.model.config import Head, Learned, ModelConfig, StackConfig, Task, Tokens
@@ -15,7 +15,12 @@ MODEL_TYPES = ("distilbert",)
 PREFIX = "distilbert."
 HEAD = "vocab_projector.weight"
 OUTSIDE = ("vocab_", "pre_classifier.", "classifier.", "qa_outputs.")
-IGNORED = (r"distilbert\.embeddings\.position_ids",)
+IGNORED = (
+    r"distilbert\.embeddings\.position_ids",
+    r"vocab_(transform|layer_norm|projector)\.(weight|bias)",  # of another task's file
+    r"pre_classifier\.(weight|bias)",
+    *LEFT,
+)
 TINY: dict[str, dict[str, Any]] = {
     "distilbert": {
         "vocab_size": 97, "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48, "max_position_embeddings": 64,
@@ -25,9 +30,9 @@ TINY: dict[str, dict[str, Any]] = {
 
 def config(theirs: Mapping[str, Any]) -> ModelConfig:
     """A DistilBERT `config.json` as our shape."""
-    refuse(
-        theirs, tie_word_embeddings=True
-    )  # its sinusoids, where it starts from them, are stored as a table
+    # its sinusoids, where it starts from them, are stored as a table
+    if (task := task_of(theirs, "embed")) == "text":  # the others have no matrix that could be the embedding
+        refuse(theirs, tie_word_embeddings=True)
     dim, heads = number(theirs, "dim", 768), number(theirs, "n_heads", 12)
     vocab, act = number(theirs, "vocab_size", 30522), choice(theirs, "activation", "gelu", ACTIVATIONS)
     return ModelConfig(
@@ -48,7 +53,7 @@ def config(theirs: Mapping[str, Any]) -> ModelConfig:
             causal=False,
         ),
         encoder_input=Tokens(vocab, number(theirs, "max_position_embeddings", 512), norm=True),
-        head=reader_head(task_of(theirs, "embed"), vocab, act, labels_of(theirs), "relu", None),
+        head=reader_head(task, vocab, act, labels_of(theirs), "relu", None),
     )
 
 

@@ -9,7 +9,7 @@ import dataclasses
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from torch import Tensor
 
 from langmill.common.errors import ModelError
 from langmill.common.files import atomic_folder, write_json
-from langmill.families import family, modules, quantised, weights
-from langmill.families.heads import gaps_of, threshold_of
+from langmill.families import family, generation, modules, quantised, weights
+from langmill.families.heads import gaps_of, limit_of, threshold_of
 from langmill.model.config import Config, LSTMConfig, ModelConfig
 from langmill.model.recurrent import LSTM
 from langmill.model.transformer import Transformer
@@ -29,6 +29,7 @@ from langmill.text.tokenizer import Tokenizer
 Model = Transformer | LSTM
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9
+OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 STARTS = ("decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id")
 
 
@@ -53,13 +54,12 @@ def load(
         from langmill.families.gguf import load_gguf
 
         return load_gguf(path, dtype=dtype, device=device, keep=keep)
-    from langmill.families import peft
+    from langmill.families import peft, vocabulary
 
     if peft.is_adapter(path):
         return peft.load_adapted(path, None, dtype, device)
     model = load_model(path, dtype).to(device)
-    has_tokenizer = (path / "tokenizer.json").exists()
-    tokenizer = Tokenizer.load(path) if has_tokenizer else None
+    tokenizer = vocabulary.tokenizer_of(path)
     if tokenizer is not None:
         check_match(model.config, tokenizer, path)
     return model, tokenizer
@@ -74,7 +74,7 @@ def outline(where: str | Path) -> tuple[Config, Tokenizer | None]:
         from langmill.families.gguf import outline_gguf
 
         return outline_gguf(path)
-    from langmill.families import peft
+    from langmill.families import peft, vocabulary
 
     if peft.is_adapter(path):
         return outline(peft.base_of(path))
@@ -83,12 +83,14 @@ def outline(where: str | Path) -> tuple[Config, Tokenizer | None]:
         config = family(theirs.get("model_type"), path / "config.json").config(theirs)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
-    return config, Tokenizer.load(path) if (path / "tokenizer.json").exists() else None
+    return config, vocabulary.tokenizer_of(path)
 
 
 def load_model(path: Path, dtype: torch.dtype = torch.float32) -> Model:
     """The model of a folder, without its tokenizer, ready for use (in evaluation mode)."""
     theirs = read_config(path / "config.json")
+    said = generation.settings_of(path, theirs)
+    theirs = generation.started(theirs, said)
     kind = family(theirs.get("model_type"), path / "config.json")
     quantised.check(theirs, path)
     files = _files(path)
@@ -96,7 +98,7 @@ def load_model(path: Path, dtype: torch.dtype = torch.float32) -> Model:
         handles = [safe_open(file, framework="pt") for file in files]
         for file in files:
             check_names(file)
-        where = {_name(kind, key): (handle, key) for handle in handles for key in handle.keys()}  # noqa: SIM118 - not a dict
+        where = _places(kind, handles, path)
     except (SafetensorError, OSError) as reason:
         raise ModelError(
             f"{path}: the safetensors files cannot be read, cut short perhaps: {reason}"
@@ -106,7 +108,9 @@ def load_model(path: Path, dtype: torch.dtype = torch.float32) -> Model:
         handle, key = where[name]
         return handle.get_tensor(key)
 
-    return assemble(kind, theirs, where, read, path, dtype)
+    model = assemble(kind, theirs, where, read, path, dtype)
+    generation.attach(model, said, path)
+    return model
 
 
 def assemble(
@@ -129,8 +133,9 @@ def assemble(
                 kind, kind.adjust(config, names) if hasattr(kind, "adjust") else config, names, read
             )
             config = dataclasses.replace(config, gaps=gaps_of(theirs))
-            if config.head is not None and config.head.task == "answer":
-                head = dataclasses.replace(config.head, threshold=threshold_of(theirs))
+            if config.head is not None:
+                threshold = threshold_of(theirs) if config.head.task == "answer" else 0.0
+                head = dataclasses.replace(config.head, threshold=threshold, limit=limit_of(theirs))
                 config = dataclasses.replace(config, head=head)
     except ModelError as error:
         raise ModelError(f"{where}: {error}") from None
@@ -189,7 +194,8 @@ def save(
             tokenizer.save(fresh, model.config.length)
             # transformers begins a decoder with bos where this file does not say otherwise
             starts = {name: theirs[name] for name in STARTS if theirs.get(name) is not None}
-            _json(fresh / "generation_config.json", _special_ids(tokenizer) | starts)
+            rules = dict(generation.rules_of(model).kept)
+            _json(fresh / generation.FILE, _special_ids(tokenizer) | rules | starts)
         if lineage is not None:
             write_json(fresh / "lineage.json", lineage, "lineage", 1)
         if card is not None:
@@ -275,8 +281,29 @@ def _files(path: Path) -> list[Path]:
     raise ModelError(f"{path} has no {SINGLE}{hint}")
 
 
+def _places(kind: Any, handles: Sequence[Any], path: Path) -> dict[str, tuple[Any, str]]:
+    """Where each tensor is, by the name that the rules know it by: its file and its name there."""
+    where: dict[str, tuple[Any, str]] = {}
+    for handle in handles:
+        for key in handle.keys():  # noqa: SIM118 - not a dict
+            name = _name(kind, key)
+            if name in where:
+                raise ModelError(
+                    f"{path}: {where[name][1]} and {key} are the same tensor: fetch the files again"
+                )
+            where[name] = handle, key
+    shared = getattr(kind, "SHARED", None)
+    if shared is not None and shared not in where:
+        user = next((user for user in kind.USERS if user in where), None)
+        where |= {} if user is None else {shared: where[user]}
+    return where
+
+
 def _name(kind: Any, key: str) -> str:
-    """Files of a bare body leave the prefix out."""
+    """Files of a bare body leave the prefix out, and old ones of BERT name a norm's weights as TensorFlow did."""
+    for old, new in OLD_NAMES.items():
+        if key.endswith(old):
+            key = key.removesuffix(old) + new
     bare = kind.PREFIX and not key.startswith((kind.PREFIX, *kind.OUTSIDE))
     return f"{kind.PREFIX}{key}" if bare else key
 

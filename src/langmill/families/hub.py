@@ -15,11 +15,13 @@ from langmill.common.errors import ModelError, UsageError
 _ID = re.compile(
     r"(?P<repo>\w[\w.-]*/\w[\w.-]*?)(?:/(?P<file>(?:\w[\w. -]*/)*\w[\w. -]*\.gguf))?(?:@(?P<revision>\w[\w./-]*))?"
 )
-FETCHED = ["*.safetensors", "*.json", "*.jinja"]
+FETCHED = ["*.safetensors", "*.json", "*.jinja", "vocab.txt", "merges.txt"]
 NOT_FETCHED = [
     "*/*",
     "consolidated*",
 ]  # other formats in subfolders, and Mistral's second copy of its weights
+# What stands behind the model of a sentence encoder: how its states become one vector, and a layer on that.
+BEHIND = ["[1-9]_Pooling/config.json", "[1-9]_Dense/config.json", "[1-9]_Dense/model.safetensors"]
 
 
 def resolve(where: str | Path) -> Path:
@@ -31,7 +33,10 @@ def resolve(where: str | Path) -> Path:
     path = Path(where).expanduser()
     if not str(where).strip():
         raise ModelError("a model is needed: a folder, a .gguf file or a hub id, not an empty name")
-    if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
+    if path.is_dir():
+        _refuse_loose_files(path)
+        return path
+    if path.is_file() and path.suffix == ".gguf":
         return path
     if path.exists():
         raise ModelError(f"{where} is neither a model folder nor a .gguf file; give the folder that holds it")
@@ -57,6 +62,9 @@ def _fetch(repo: str, file: str | None, revision: str | None, where: str) -> Pat
                 repo, allow_patterns=FETCHED, ignore_patterns=NOT_FETCHED, **asked
             )
         )
+        if (folder / "modules.json").is_file():
+            same = asked | {"revision": folder.name}  # the folder is named by its commit
+            huggingface_hub.snapshot_download(repo, allow_patterns=BEHIND, **same)
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         offline = constants.is_offline_mode()
         why = "offline mode is on (HF_HUB_OFFLINE)" if offline else f"the hub cannot be reached: {error}"
@@ -80,6 +88,14 @@ def _fetch(repo: str, file: str | None, revision: str | None, where: str) -> Pat
     except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
         raise ModelError(f"{where} could not be fetched from the hub: {error}") from error
     return _complete(folder, repo, where)
+
+
+def _refuse_loose_files(folder: Path) -> None:
+    """Refuse a folder that is no model itself, but holds GGUF files: one of them must be named."""
+    known = ("config.json", "adapter_config.json", "tokenizer.json")
+    files = sorted(folder.glob("*.gguf"))
+    if files and not any((folder / name).is_file() for name in known):
+        raise ModelError(f"{folder} holds GGUF files and no config.json; name one, such as {files[0]}")
 
 
 def _complete(folder: Path, repo: str, where: str) -> Path:

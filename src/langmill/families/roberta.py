@@ -1,4 +1,5 @@
-"""RoBERTa and XLM-RoBERTa: BERT's shape with other names and a shifted position table. arXiv:1907.11692, 1911.02116."""
+"""RoBERTa, XLM-RoBERTa and CamemBERT: BERT's shape with other names and a shifted position table. arXiv:1907.11692,
+1911.02116, 1911.03894."""
 
 from __future__ import annotations
 
@@ -11,18 +12,24 @@ from langmill.families import bert
 from langmill.families.weights import Rule, linear, number, rule
 from langmill.model.config import Head, ModelConfig, Task
 
-MODEL_TYPES = ("roberta", "xlm-roberta")
+MODEL_TYPES = ("roberta", "xlm-roberta", "camembert")
 PREFIX = "roberta."
 HEAD = "lm_head.decoder.weight"
 OUTSIDE = ("lm_head.", "classifier.", "qa_outputs.")
 IGNORED = (
     r"roberta\.embeddings\.position_ids",
-    r"lm_head\.decoder\.bias",
+    r"lm_head\.(bias|decoder\.(weight|bias)|(dense|layer_norm)\.(weight|bias))",  # the bias again, or of another task
     r"roberta\.pooler\..*",
     r"classifier\.dense\..*",  # where another head is put on
+    r"classifier\.out_proj\.(weight|bias)",
+    *bert.LEFT,
 )
 SHAPE = {**bert.SHAPE, "type_vocab_size": 1, "max_position_embeddings": 66}
-TINY: dict[str, dict[str, Any]] = {"roberta": SHAPE, "xlm-roberta": {**SHAPE, "layer_norm_eps": 1e-5}}
+TINY: dict[str, dict[str, Any]] = {
+    "roberta": SHAPE,
+    "xlm-roberta": {**SHAPE, "layer_norm_eps": 1e-5},
+    "camembert": SHAPE,
+}
 
 
 def config(theirs: Mapping[str, Any]) -> ModelConfig:

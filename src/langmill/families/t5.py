@@ -25,6 +25,8 @@ FORWARD = {
     "gelu": ("gelu", False),
     "gated-silu": ("silu", True),
 }
+SHARED = "shared.weight"  # some files keep it under the name of one of its users alone
+USERS = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 LENGTH = 512  # what T5 was trained on; its positions have no end
 _SHAPE = {
     "vocab_size": 97,
@@ -48,7 +50,8 @@ TINY: dict[str, dict[str, Any]] = {
 
 
 def config(theirs: Mapping[str, Any]) -> ModelConfig:
-    """A T5 `config.json` as our shape. Only the first T5 scales what goes into its head."""
+    """A T5 `config.json` as our shape. Only the first T5 scales what goes into its head. A body alone (T5Model) is what
+    writes: its matrix of scores is the embedding."""
     kind = theirs.get("model_type", "t5")
     if task_of(theirs, "text") != "text":
         raise ModelError(
@@ -99,8 +102,9 @@ def export(c: ModelConfig) -> dict[str, Any] | None:
     e, d = c.encoder, c.decoder
     if e is None or d is None or c.head is None or not isinstance(d.position, Relative):
         return None
-    # mT5 is the one whose head never scales: T5 of transformers 5 forgets that on loading
-    kind, name = ("t5", "T5") if c.head.scale != 1.0 else ("mt5", "MT5")
+    # mT5 is the one whose head never scales; the last two entries tell T5's class, if that reads the folder
+    scaled = c.head.scale != 1.0
+    kind, name = ("t5", "T5") if scaled else ("mt5", "MT5")
     forward = {ours: theirs for theirs, ours in FORWARD.items()}.get((d.activation, d.gated))
     back = {
         "architectures": [name + "ForConditionalGeneration"],
@@ -120,6 +124,8 @@ def export(c: ModelConfig) -> dict[str, Any] | None:
         "n_positions": c.length,
         "decoder_start_token_id": c.input.start,
         "dropout_rate": 0.0,
+        **({} if scaled else {"scale_decoder_outputs": False}),
+        **({} if scaled or c.head.tied else {"tie_word_embeddings": False}),
     }
     if forward is None or c.input.start is None:
         return None
@@ -133,7 +139,7 @@ def _untied(c: ModelConfig) -> ModelConfig:
 
 def rules(c: ModelConfig) -> tuple[Rule, ...]:
     """The names of all three."""
-    found = [rule("shared.weight", "tokens.weight")]
+    found = [rule(SHARED, "tokens.weight")]
     for side, (stack, _) in zip(("encoder", "decoder"), c.stacks, strict=True):
         names = _attention(0, "SelfAttention", "attention")
         names += _attention(1, "EncDecAttention", "cross") if stack.cross else []

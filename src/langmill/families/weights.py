@@ -25,12 +25,14 @@ class Rule:
 
     Several of ours lie in it one after another along the output dimension (a fused q, k, v).
     transposed: it is stored (inputs, outputs), as GPT-2's Conv1D does. row: a vector stored as (1, N).
+    zero: it is all zeros where the file has none.
     """
 
     theirs: str
     ours: tuple[str, ...]
     transposed: bool = False
     row: bool = False
+    zero: bool = False
 
 
 def rule(theirs: str, *ours: str, transposed: bool = False) -> Rule:
@@ -70,7 +72,7 @@ def load(
     """
     shapes = {name: weight.shape for name, weight in model.state_dict().items()}
     available, state = set(names), {}
-    missing = [r.theirs for r in rules if r.theirs not in available]
+    missing = [r.theirs for r in rules if r.theirs not in available and not r.zero]
     if missing:
         raise ModelError(f"{where}: tensor {missing[0]} is missing" + _more(missing))
     unused = available - {r.theirs for r in rules}
@@ -79,6 +81,10 @@ def load(
         known = sorted(unused)
         raise ModelError(f"{where}: tensor {known[0]} is not part of this model" + _more(known))
     for r in rules:
+        if r.theirs not in available:
+            for name in r.ours:
+                state[name] = torch.zeros(shapes[name], dtype=dtype)
+            continue
         theirs = read(r.theirs)
         if not theirs.is_floating_point():
             raise ModelError(

@@ -2,7 +2,8 @@
 
 Scores, finished answers and the end follow transformers' `generate(num_beams=…)`, so that the same weights give the
 same answers: a finished answer counts its summed log-probability divided by its length, the end included, to the power
-of `length_penalty` (Wu et al. 2016, arXiv:1609.08144, eq. 14, in its simple form).
+of `length_penalty` (Wu et al. 2016, arXiv:1609.08144, eq. 14, in its simple form). So do the rules of a model's
+generation_config.json: what it never writes, and what it begins and ends with.
 
 B sentences, K beams of each, C candidates, V vocabulary, T tokens written.
 """
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from langmill.common.errors import ModelError, UsageError
+from langmill.families.generation import Writing, rules_of
 from langmill.model.cache import BeamCache
 from langmill.model.transformer import Memory, Transformer
 
@@ -55,13 +57,16 @@ def beam_search(
     n_best: int = 1,
     length_penalty: float = 1.0,
     max_new_tokens: int = 256,
-    early_stopping: bool = False,
+    early_stopping: bool | str = False,
+    rules: Writing | None = None,
 ) -> list[list[Hypothesis]]:
     """The n_best answers of an encoder-decoder to each source, best first.
 
     sources: ids with all that stands around them. stops: ids that end an answer. early_stopping: a sentence is done
-    when `beams` answers are; otherwise when no running one can beat the worst of them. ModelError for a model that does
-    not read before it writes, or a source longer than it can read; UsageError where n_best exceeds beams.
+    when `beams` answers are; otherwise when no running one can beat the worst of them, "never": were it the longest.
+    rules: what may be written, None for those that the model came with; their beams, penalty, early and most are the
+    caller's to take. ModelError for a model that does not read before it writes, a source longer than it can read, or
+    rules that leave nothing to write; UsageError where n_best exceeds beams.
     """
     config = model.config
     if config.encoder_input is None or config.decoder_input is None or config.decoder_input.start is None:
@@ -86,8 +91,67 @@ def beam_search(
     if bool((documents_BS > 0).all()):
         memory = Memory(memory.states_BSD, None)
     limit = min(max_new_tokens, config.decoder_input.length - 1)
-    search = _Search(model, memory, beams, length_penalty, early_stopping, frozenset(stops), limit)
-    return [found[:n_best] for found in search.run(config.decoder_input.start)]
+    rules, start = rules_of(model) if rules is None else rules, config.decoder_input.start
+    bans = _Bans(rules, frozenset(stops), start, limit, device) if rules.bans else None
+    search = _Search(model, memory, beams, length_penalty, early_stopping, frozenset(stops), limit, bans)
+    return [found[:n_best] for found in search.run(start)]
+
+
+class _Bans:
+    """What a model's rules make of log-probabilities, in transformers' order. An n-gram counts the start too.
+
+    N n-grams or sequences that have a last id L; the ids before it are P.
+    """
+
+    def __init__(
+        self, rules: Writing, stops: frozenset[int], start: int, limit: int, device: torch.device
+    ) -> None:
+        self.rules, self.start, self.limit = rules, start, limit
+        self.stops = torch.tensor(sorted(stops), dtype=torch.long, device=device)
+        banned = [one for one in rules.banned if len(one) > 1 or one[0] not in stops]
+        self.never = torch.tensor(
+            [one[0] for one in banned if len(one) == 1], dtype=torch.long, device=device
+        )
+        sizes = sorted({len(one) for one in banned} - {1})
+        self.after = [torch.tensor([o for o in banned if len(o) == size], device=device) for size in sizes]
+
+    def apply(self, logs_BKV: Tensor, written_BKT: Tensor, step: int) -> Tensor:
+        """Ban in place what may not come as token number `step`."""
+        rules = self.rules
+        logs_BKV[:, :, self.never] = -torch.inf
+        if rules.once or self.after:
+            first_BK1 = written_BKT.new_full((*written_BKT.shape[:2], 1), self.start)
+            self._sequences(logs_BKV, torch.cat((first_BK1, written_BKT), dim=2))
+        if step < rules.least:
+            logs_BKV[:, :, self.stops] = -torch.inf
+        if rules.first is not None and step == 1:
+            logs_BKV.fill_(-torch.inf)[:, :, rules.first] = 0.0
+        if rules.last and step == self.limit:
+            logs_BKV.fill_(-torch.inf)[:, :, list(rules.last)] = 0.0
+        return (
+            logs_BKV.log_softmax(2).nan_to_num_(nan=-torch.inf, neginf=-torch.inf)
+            if rules.again
+            else logs_BKV
+        )
+
+    def _sequences(self, logs_BKV: Tensor, ids_BKT: Tensor) -> None:
+        size, length = self.rules.once, ids_BKT.shape[2]
+        if 0 < size <= length:
+            before_BKP, all_BKNL = ids_BKT[:, :, length + 1 - size :], ids_BKT.unfold(2, size, 1)
+            again_BKN = (all_BKNL[..., :-1] == before_BKP[:, :, None]).all(3)
+            _ban(logs_BKV, all_BKNL[..., -1], again_BKN)
+        for after_NL in self.after:
+            size = after_NL.shape[1]
+            if size <= length + 1:
+                match_BKN = (ids_BKT[:, :, None, length + 1 - size :] == after_NL[:, :-1]).all(3)
+                _ban(logs_BKV, after_NL[:, -1].expand(match_BKN.shape), match_BKN)
+
+
+def _ban(logs_BKV: Tensor, ids_BKN: Tensor, where_BKN: Tensor) -> None:
+    least_BKN = torch.full(where_BKN.shape, torch.inf, device=logs_BKV.device).masked_fill_(
+        where_BKN, -torch.inf
+    )
+    logs_BKV.scatter_reduce_(2, ids_BKN, least_BKN, "amin")
 
 
 class _Search:
@@ -99,12 +163,13 @@ class _Search:
         memory: Memory,
         beams: int,
         penalty: float,
-        early: bool,
+        early: bool | str,
         stops: frozenset[int],
         limit: int,
+        bans: _Bans | None,
     ):
         self.model, self.memory, self.beams, self.penalty, self.early = model, memory, beams, penalty, early
-        self.limit, count = limit, len(memory.states_BSD)
+        self.limit, self.bans, count = limit, bans, len(memory.states_BSD)
         device = memory.states_BSD.device
         self.stops = torch.tensor(sorted(stops), dtype=torch.long, device=device)
         self.all = [_Sentence(beams) for _ in range(count)]
@@ -121,11 +186,15 @@ class _Search:
         for step in range(1, self.limit + 1):
             hidden_BKD = self.model.hidden(last_BK, memory=self.memory, cache=self.cache)
             logs_BKV = torch.log_softmax(self.model.logits(hidden_BKD).float(), dim=2)
+            if self.bans is not None:
+                logs_BKV = self.bans.apply(logs_BKV, self.written_BKT, step)
             last_BK = self._step(logs_BKV, step)
             if not self.running:
                 break
         for place, sentence in enumerate(self.running):
             self._cut_off(self.all[sentence], place)
+        if not all(sentence.found for sentence in self.all):
+            raise ModelError("what the model's generation_config.json bans leaves no token to write")
         return [sentence.found for sentence in self.all]
 
     def _step(self, logs_BKV: Tensor, step: int) -> Tensor:
@@ -146,16 +215,18 @@ class _Search:
 
     def _finish(self, place: int, beam: int, score: float, step: int) -> None:
         sentence = self.all[self.running[place]]
-        if not sentence.done:
+        if not sentence.done and score > -float("inf"):
             ids = self.written_BKT[place, beam].tolist()
-            sentence.add(Hypothesis(ids, score / step**self.penalty, True))
+            forced = self.bans is not None and bool(self.bans.rules.last) and step == self.limit
+            sentence.add(Hypothesis(ids, score / step**self.penalty, not forced))
 
     def _check_done(self, step: int) -> None:
-        best = (self.scores_BK[:, 0] / step**self.penalty).tolist()
+        length = self.limit if self.early == "never" and self.penalty > 0 else step
+        best = (self.scores_BK[:, 0] / length**self.penalty).tolist()
         for place, number in enumerate(self.running):
             sentence = self.all[number]
             full = len(sentence.found) == self.beams
-            sentence.done = full and (self.early or sentence.worst >= best[place])
+            sentence.done = full and (self.early is True or sentence.worst >= best[place])
 
     def _go_on(self, from_BK: Tensor, ids_BK: Tensor) -> Tensor:
         """Let beams go on from others, and the sentences that are done go."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from langmill.common.errors import ModelError, SettingsError
-from langmill.families import peft
+from langmill.families import peft, vocabulary
 from langmill.families.folder import Model, load, read_config
 from langmill.families.hub import resolve
 from langmill.text.tokenizer import Tokenizer
@@ -45,9 +45,7 @@ def ready(
     else:
         raise ModelError(f"{adapter} holds no {peft.CONFIG}: --adapter takes the folder of a PEFT adapter")
     if tokenizer is None:
-        raise ModelError(
-            f"{where} has no tokenizer.json: put the one that the model was trained with into the folder"
-        )
+        raise ModelError(vocabulary.missing(where))
     return model, tokenizer
 
 

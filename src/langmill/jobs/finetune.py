@@ -28,7 +28,7 @@ from langmill.data.batches import Ints, Packed
 from langmill.data.chats import Chat, Row, read_chats
 from langmill.data.examples import Examples, fitted, once, shown
 from langmill.data.pipeline import Ledger
-from langmill.families import hub
+from langmill.families import hub, vocabulary
 from langmill.families.folder import Model, load, outline, save
 from langmill.families.peft import check_plain, write_adapter
 from langmill.infer.ready import find_device
@@ -181,9 +181,7 @@ def opened(settings: FinetuneSettings) -> tuple[Model, Tokenizer]:
 
 def _tokenizer(settings: FinetuneSettings, tokenizer: Tokenizer | None) -> Tokenizer:
     if tokenizer is None:
-        raise ModelError(
-            f"{settings.model} has no tokenizer.json: put the one it was trained with into the folder"
-        )
+        raise ModelError(vocabulary.missing(settings.model))
     if settings.template is not None:
         try:
             template = settings.template.read_text(encoding="utf-8-sig")

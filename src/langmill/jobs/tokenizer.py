@@ -15,7 +15,7 @@ from langmill.common.files import atomic_write, claimed
 from langmill.common.metrics import Report
 from langmill.common.settings import TokenizerInspectSettings, TokenizerSettings, TokenizerTrainSettings
 from langmill.data.readers import check_paths
-from langmill.families import gguf_file, gguf_tokenizer
+from langmill.families import gguf_file, gguf_tokenizer, vocabulary
 from langmill.families.hub import resolve
 from langmill.jobs import corpus
 from langmill.jobs.report import shown
@@ -32,7 +32,7 @@ def find(where: str) -> Tokenizer:
         return Tokenizer.load(where)
     path = resolve(where)
     if path.suffix != ".gguf":
-        return Tokenizer.load(path)
+        return vocabulary.tokenizer_of(path) or Tokenizer.load(path)
     found = gguf_tokenizer.build(gguf_file.read(path).metadata, path)
     if found is None:
         raise ModelError(f"{path} holds no tokenizer")

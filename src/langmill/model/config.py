@@ -6,9 +6,12 @@ A new mechanism is one field and the few lines that read it; a field that no fam
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from langmill.common.errors import ModelError
+
+if TYPE_CHECKING:
+    from langmill.text.tasks import Limit
 
 Norm = Literal["layer", "rms"]
 NormOrder = Literal["pre", "post"]
@@ -110,7 +113,9 @@ class Head:
     out is the transformed state. tied: the matrix is the input embedding's. bias: one number a score.
     transform: an activation behind a dense layer of the stack's width, None for neither; transform_norm: then a norm.
     scale: what states are multiplied by before the matrix. task: what the scores mean; labels: their names.
-    threshold: of one that points at answers, how much likelier "no answer" must be to be said.
+    threshold: of one that points at answers, how much likelier "no answer" must be to be said; None: it never is.
+    limit: how texts were cut when it was taught; None where that is not known. Both say how a model is used and are no
+    part of its shape: heads that differ in nothing else are equal.
     """
 
     outputs: int
@@ -122,7 +127,8 @@ class Head:
     pool: Pool | None = None
     task: Task = "text"
     labels: tuple[str, ...] = ()
-    threshold: float = 0.0
+    threshold: float | None = field(default=0.0, compare=False)
+    limit: Limit | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.outputs < 0 or (self.outputs == 0 and (self.tied or self.bias)):

@@ -129,7 +129,9 @@ def _windows(
         counted["windowed"] += 1
         counted["windows"] += len(cuts)
     # A word loses what it has beyond one window, and with "truncate" what lies behind the first.
-    counted["cut off"] += sum(max(0, n - room) if i < cuts[-1][1] else n for i, n in enumerate(lengths))
+    counted["tokens cut off"] += sum(
+        max(0, n - room) if i < cuts[-1][1] else n for i, n in enumerate(lengths)
+    )
     best = _owners(lengths, cuts)
     for window, (begin, end) in enumerate(cuts):
         tokens: list[int] = []

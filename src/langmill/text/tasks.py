@@ -53,14 +53,14 @@ class Limit:
 
     def cuts(self, count: int, room: int, what: str, counted: Counter[str]) -> list[tuple[int, int]]:
         """(first, end) of each part of `count` tokens where `room` fit; `counted` is told of the texts "truncated" and
-        "windowed", of the "windows" made of them, and of the tokens "cut off"."""
+        "windowed", of the "windows" made of them, and of the "tokens cut off"."""
         if count <= room:
             return [(0, count)]
         if room < 1 or self.policy == "error":
             raise TooLong(self.says(count, room, what))
         if self.policy == "truncate":
             counted["truncated"] += 1
-            counted["cut off"] += count - room
+            counted["tokens cut off"] += count - room
             return [(0, room)]
         found = overlapping(count, room, self.overlap)
         counted["windowed"] += 1
@@ -125,7 +125,7 @@ def _pair(
     room = limit.length - frame.room(pair=True)
     if len(one) + len(two) > room and limit.policy == "truncate" and room > 1:
         counted["truncated"] += 1
-        counted["cut off"] += len(one) + len(two) - room
+        counted["tokens cut off"] += len(one) + len(two) - room
         longer = max(room - min(len(one), len(two)), room - room // 2)
         fit = (room - longer, longer) if len(one) <= len(two) else (longer, room - longer)
         yield frame.two(one[: fit[0]], two[: fit[1]])
