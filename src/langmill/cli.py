@@ -60,7 +60,10 @@ COMMANDS = (
         "report",
     ),
     Command("data why", "jobs.prepare", "What became of a document.", "WhySettings", ("folder", "id"), "why"),
-    Command("data forget", "jobs.forget", "Remove documents for good.", "ForgetSettings", ("folder",)),
+    Command(
+        "data forget", "jobs.forget", "Remove documents for good.", "ForgetSettings", ("folder",),
+        preview="jobs.forget:preview",
+    ),
     Command("data shards", "jobs.shards", "Text to token shards.", "ShardsSettings", ("path",)),
     Command("tokenizer train", "jobs.tokenizer", "Text to a vocabulary.", "TokenizerTrainSettings", ("path",), "train"),
     Command(
@@ -105,7 +108,7 @@ GROUPS = {
     "tokenizer": "Train and inspect tokenizers.",
     "privacy": "Keep people out of data.",
 }
-READERS = tuple(f"apps.{name}" for name in ("classify", "tag", "answer", "translate", "embed"))
+READERS = tuple(f"apps.{name}" for name in ("classify", "tag", "answer", "translate", "embed"))  # of texts
 COMMON = ("config", "seed", "json", "debug", "quiet", "dry_run", "help")
 
 
@@ -127,6 +130,8 @@ def main() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if reconfigure := getattr(stream, "reconfigure", None):
             reconfigure(encoding="utf-8", errors="backslashreplace")
+    if reconfigure := getattr(sys.stdin, "reconfigure", None):
+        reconfigure(encoding="utf-8-sig", errors="strict")  # whatever the locale says
     os.environ.setdefault("DO_NOT_TRACK", "1")  # for the libraries that would phone home
     code = run(sys.argv[1:])
     try:
@@ -217,7 +222,9 @@ def print_result(name: str, report: Report, seconds: float, *, as_json: bool) ->
         "seconds": round(seconds, 3),
     }
     body = {"counts": dict(report.counts), "figures": dict(report.figures), **report.extra}
-    print(json.dumps(head | body, ensure_ascii=False))
+    from langmill.common.plain import json_line
+
+    print(json_line(head | body))
 
 
 def _explain(error: BaseException) -> tuple[int, str, str]:
@@ -247,15 +254,23 @@ def read_settings(call: Call) -> Settings | None:
     from langmill.common.configure import configure
 
     cls, writes = _class(row), row.name == "generate"
-    arguments, overrides = sort_words(cls, call.words, COMMON, texts=writes)
+    pairs = row.module not in READERS
+    arguments, overrides = sort_words(cls, call.words, COMMON, texts=writes, pairs=pairs)
     given = place(cls, row.positional, arguments + call.verbatim)
     if call.seed is not None and find(cls, "seed"):  # where there is none, nothing is random
         given["seed"] = call.seed
     named = given.keys() | {word.partition("=")[0] for word in overrides}
     asked = {"prompt", "file"} & named or call.config or call.dry_run
     if writes and not asked and not sys.stdin.isatty():
-        given["prompt"] = [sys.stdin.read().removesuffix("\n")]
+        given["prompt"] = [_piped().removesuffix("\n")]
     return configure(cls, call.config, overrides, **given)
+
+
+def _piped() -> str:
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as reason:
+        raise UsageError(f"standard input is not UTF-8 ({reason.reason}): convert it first") from None
 
 
 def _class(row: Command) -> type[Settings]:
@@ -278,7 +293,8 @@ class SettingsCommand(TyperCommand):
         row = _row(ctx)
         lists = {name: resolve(_class(row), name).is_list for name in row.positional}
         names = [f"{name.upper()}{'...' if lists[name] else ''}" for name in row.positional]
-        return [*names, "[--NAME VALUE | NAME=VALUE]..." if row.settings else "[OPTIONS]"]
+        options = "[--NAME VALUE]..." if row.module in READERS else "[--NAME VALUE | NAME=VALUE]..."
+        return [*names, options if row.settings else "[OPTIONS]"]
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         row = _row(ctx)
@@ -372,7 +388,8 @@ def _command(row: Command) -> Callable[..., Call]:
             bool,
             typer.Option(
                 "--dry-run",
-                help="print the settings (pretrain: the plan, finetune: three examples), and stop",
+                help="print the settings (pretrain: the plan, finetune: three examples, data forget: what would "
+                "go), and stop",
             ),
         ] = False,
     ) -> Call:

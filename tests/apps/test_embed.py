@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 
 from langmill.apps import embed
 from langmill.common.configure import configure
+from langmill.common.errors import DataError, UsageError
 from langmill.common.settings import EmbedSettings, SimilarSettings
 from langmill.families.folder import load, save
 from langmill.infer import native_build
@@ -83,3 +87,36 @@ def test_without_a_compiler_it_says_so_and_reads_all_the_same(
     said = "read by torch's operators, slower than the C++ pass for fewer bits: there is no C++ compiler here"
     assert said in capsys.readouterr().err and reader.slow is not None
     assert (native * slow).sum(1).min() > 0.999
+
+
+def test_parquet_keeps_the_rows_other_columns_as_jsonl_does(encoder: Path, tmp_path: Path) -> None:
+    rows = [
+        {"id": 7, "text": TEXTS[0], "embedding": [1.0], "tags": ["a"]},
+        {"id": 8, "body": TEXTS[1], "text": TEXTS[2]},
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    for name in ("v.parquet", "v.jsonl"):
+        asked = {
+            "model": str(encoder),
+            "file": tmp_path / "rows.jsonl",
+            "out": tmp_path / name,
+            "device": "cpu",
+        }
+        embed.run(configure(EmbedSettings, None, [], **asked), quiet=True)
+    table = pyarrow.parquet.read_table(tmp_path / "v.parquet").to_pylist()
+    lines = [json.loads(line) for line in (tmp_path / "v.jsonl").read_text(encoding="utf-8").splitlines()]
+    for row, line in zip(table, lines, strict=True):
+        assert np.allclose(row.pop("embedding"), line.pop("embedding"), atol=1e-6)
+        assert {name: value for name, value in row.items() if value is not None} == line
+    assert lines[0] == {"id": 7, "text": TEXTS[0], "tags": ["a"], "given": {"embedding": [1.0]}}
+    (tmp_path / "rows.jsonl").write_text('{"text": "a", "x": 1}\n{"text": "b", "x": "one"}', encoding="utf-8")
+    asked["out"] = tmp_path / "w.parquet"
+    with pytest.raises(DataError, match="the field x is no column"):
+        embed.run(configure(EmbedSettings, None, [], **asked), quiet=True)
+    assert not asked["out"].exists()
+
+
+def test_a_query_without_words_is_refused(encoder: Path) -> None:
+    asked = configure(SimilarSettings, None, [], model=str(encoder), text=TEXTS, query=" \n", device="cpu")
+    with pytest.raises(UsageError, match="the query is empty"):
+        embed.similar(asked, quiet=True)

@@ -20,6 +20,7 @@ def test_words_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     ]  # fmt: skip
     texts = ["x=1", "temperature=0.5"]
     assert sort_words(GenerateSettings, texts, texts=True) == (["x=1"], ["temperature=0.5"])
+    assert sort_words(GenerateSettings, [*texts, "--seed=3"], pairs=False) == (texts, ["seed=3"])
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def test_lists_and_nothing() -> None:
     found = configure(
         GenerateSettings, None, ["model=m", "stop=a, b", "stop=[c, d]", "system=none", "prompt=[x"]
     )
-    assert found.stop == ["a, b", "c", "d"] and found.system is None and found.prompt == ["[x"]
+    assert found.stop == ["a, b", "[c, d]"] and found.system is None and found.prompt == ["[x"]
 
 
 def test_an_unknown_key_names_the_nearest(tmp_path: Path) -> None:

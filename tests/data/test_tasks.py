@@ -233,6 +233,7 @@ def test_questions_in_every_shape(tmp_path: Path) -> None:
         {"question": "Where?", "context": CONTEXT, "answers": {"text": ["Paris"], "answer_start": [14]}},
         {"question": "Where?", "context": CONTEXT, "answers": {"text": ["Paris"]}},
         {"question": "Where?", "context": CONTEXT, "answers": {"text": ["Paris"], "answer_start": [-5]}},
+        {"question": "Where?", "context": CONTEXT, "answers": {"text": ["Paris"], "answer_start": ["15"]}},
         {"question": "Where?", "context": CONTEXT, "answers": {"text": [""], "answer_start": [0]}},
         {"question": "Where?", "context": CONTEXT},
         {"question": " ", "context": CONTEXT, "answers": None},
@@ -244,6 +245,7 @@ def test_questions_in_every_shape(tmp_path: Path) -> None:
     assert all(row.context[slice(*row.span)] == row.answers[0] for row in found if row.span)
     assert dropped == {
         "an answer that does not stand in its context": 2, "an answer without its place": 1,
+        "an answer_start that is no number": 1,
         "answers that are none": 1, 'no field "answers"': 1, 'field "question" is empty': 1}  # fmt: skip
     csv = f'question,context,answer,answer_start\nWhere?,"{CONTEXT}",Paris,15\nWhen?,"{CONTEXT}",,\n'
     found, _ = read(read_questions, write(tmp_path, "a.csv", csv))

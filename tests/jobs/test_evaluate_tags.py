@@ -157,3 +157,9 @@ def test_the_sums_of_texts_are_the_scores_of_all() -> None:
         if counts[k][:, 1].any()
     ]
     assert len(values) < 200 and between["f1_B"] == pytest.approx(np.percentile(values, (2.5, 97.5)))
+
+
+def test_an_empty_file_is_called_empty(tmp_path: Path) -> None:
+    (tmp_path / "e.jsonl").touch()
+    with pytest.raises(DataError, match=r"--on .*e.jsonl is empty"):
+        evaluate.run(EvaluateSettings(model="m", on=[str(tmp_path / "e.jsonl")]))

@@ -17,7 +17,6 @@ from langmill.jobs import finetune
 from langmill.model.config import Head, Learned, ModelConfig, StackConfig, Tokens
 from langmill.model.init import init_
 from langmill.model.transformer import Transformer
-from langmill.text.answer import NEVER
 from langmill.text.tokenizer import Tokenizer
 
 
@@ -69,6 +68,8 @@ def said(folder: Path, *given: str) -> list[dict[str, Any]]:
 def test_the_threshold_is_kept_with_the_model_and_used(learned: tuple[Path, dict[str, Any]]) -> None:
     folder, figures = learned
     threshold = figures["answer_threshold"]
+    counts = json.loads((folder.parent / "out.run/report.json").read_text(encoding="utf-8"))["counts"]
+    assert (counts["examples"], counts["held_out_examples"]) == (42, 18) and counts["held_out_windows"] > 36
     assert 0 < threshold < 1e9 and figures["f1"] > 0.2  # a fifth has no answer: more than saying so always
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     assert config["answer_threshold"] == threshold
@@ -80,7 +81,13 @@ def test_the_threshold_is_kept_with_the_model_and_used(learned: tuple[Path, dict
 
 def test_where_every_question_has_an_answer_none_is_withheld(tmp_path: Path) -> None:
     folder, figures = taught(tmp_path, 10**6, "max_steps=1")
-    assert figures["answer_threshold"] == NEVER
+    assert figures["answer_threshold"] is None
+    assert json.loads((folder / "config.json").read_text(encoding="utf-8"))["answer_threshold"] is None
+    loaded: Any = load(folder)[0]
+    assert loaded.config.head.threshold is None
+    assert "| answer threshold | never |" in (folder / "README.md").read_text(encoding="utf-8")
+    report = (tmp_path / "out.run/report.html").read_text(encoding="utf-8")
+    assert "never" in report and "1,000,000,000" not in report
     assert all(one["answer"] for one in said(folder)) and not all(
         one["answer"] for one in said(folder, "threshold=0")
     )

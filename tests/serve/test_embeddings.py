@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import json
+import shutil
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openai
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from langmill.apps import embed
+from langmill.apps import embed, sentence
 from langmill.apps.texts import Row
-from langmill.common.settings import EmbedSettings
+from langmill.common.settings import EmbedSettings, ServeSettings
 from langmill.serve import embeddings
-from langmill.serve.models import Loaded
+from langmill.serve.errors import Refused
+from langmill.serve.models import Loaded, Models, load_models
 
 TEXTS = ["The quick brown fox", "春眠不觉晓。", "a", "every day and every night"]
 
@@ -65,6 +72,38 @@ def test_a_text_a_list_and_ids_give_the_same_vector(client: openai.OpenAI, loade
     made = [client.embeddings.create(model="encoder", input=one) for one in given]
     assert all(one.data[0].embedding == made[0].data[0].embedding for one in made)
     assert made[0].usage.prompt_tokens == made[0].usage.total_tokens == len(ids)
+
+
+def test_what_stands_beside_a_model_holds_here_too(encoder_folder: str, tmp_path: Path) -> None:
+    """A length, a word in front of every text, and a layer behind the pooling."""
+    folder = Path(shutil.copytree(encoder_folder, tmp_path / "own"))
+    sentence.write(folder, "first", 32, 9)
+    modules = [*json.loads((folder / "modules.json").read_text()), {"type": "Dense", "path": "3_Dense"}]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "3_Dense").mkdir()
+    (folder / "3_Dense" / "config.json").write_text('{"bias": false}')
+    save_file({"linear.weight": torch.randn(40, 32)}, folder / "3_Dense" / "model.safetensors")
+    prompts = {"prompts": {"any": "a "}, "default_prompt_name": "any"}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    for bits in (None, 8):
+        models = load_models(ServeSettings(model=[str(folder)], device="cpu", bits=bits))
+        (loaded,) = models.names()
+        assert loaded.window == 9
+        with pytest.raises(Refused, match="this model reads 9 tokens and input has"):
+            embeddings.ids_of(loaded, ["day " * 9])
+
+        async def made(models: Models = models, loaded: Loaded = loaded) -> Any:
+            found = await embeddings.vectors_of(loaded, embeddings.ids_of(loaded, ["a", "night"]), 36)
+            with pytest.raises(Refused, match="this model's vectors have 40"):
+                await embeddings.vectors_of(loaded, [[1]], 41)
+            await models.close(drain=True)
+            return found
+
+        reader = embed.Reader.of(
+            EmbedSettings(model=str(folder), device="cpu", bits=bits, dims=36), quiet=True
+        )
+        wanted = list(reader.vectors([Row("", text, {}) for text in ("a", "night")], Counter()))
+        assert np.allclose(np.stack(asyncio.run(made())), np.stack(wanted), atol=1e-5)
 
 
 REFUSED: list[tuple[dict[str, Any], str, str | None]] = [

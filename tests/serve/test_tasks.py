@@ -100,7 +100,7 @@ def test_results_are_the_commands(
     assert got["data"] == commanded(run, cls, at[model], **more)
     assert got["usage"]["prompt_tokens"] > 60 and got["object"] == "list"
     if more.get("long_texts") == "truncate":
-        assert got["counts"] == {"truncated": 1, "cut off": got["counts"]["cut off"]}
+        assert got["counts"] == {"truncated": 1, "tokens cut off": got["counts"]["tokens cut off"]}
 
 
 def test_one_text_and_its_pair(served: Any) -> None:

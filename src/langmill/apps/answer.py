@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from langmill.apps.classify import limit_of
+from langmill.apps.classify import limit_taught
 from langmill.apps.texts import Read, Result, Row, each
 from langmill.common.errors import DataError, ModelError
 from langmill.common.metrics import Report
@@ -15,7 +15,7 @@ from langmill.families.folder import Model
 from langmill.infer.read import token_scores
 from langmill.infer.ready import ready
 from langmill.model.config import ModelConfig
-from langmill.text.answer import ContextWindow, best_answers, encode_question
+from langmill.text.answer import NEVER, ContextWindow, best_answers, encode_question
 from langmill.text.tasks import Limit
 from langmill.text.tokenizer import Tokenizer
 
@@ -36,7 +36,7 @@ def run(settings: AnswerSettings, *, quiet: bool = False, as_json: bool = False)
 def reader(settings: AnswerSettings, model: Model, tokenizer: Tokenizer) -> Read:
     """What answers a batch."""
     check(model, settings.model)
-    limit = limit_of(settings, model)
+    limit = limit_taught(model, settings)
 
     def read(batch: Sequence[Row], counted: Counter[str]) -> Iterator[Result]:
         asked = [(row.where, _question(row, settings), row.text) for row in batch]
@@ -65,11 +65,9 @@ def found(
         except DataError as error:
             raise DataError(f"{where}: {error}") from None
     if threshold is None:
-        threshold = (
-            model.config.head.threshold
-            if isinstance(model.config, ModelConfig) and model.config.head
-            else 0.0
-        )
+        head = model.config.head if isinstance(model.config, ModelConfig) else None
+        own_threshold = head.threshold if head is not None else 0.0
+        threshold = NEVER if own_threshold is None else own_threshold
     scores = token_scores(model, [window.encoded for own in windows for window in own])
     for (_, question, context), own in zip(asked, windows, strict=True):
         parts = [next(scores) for _ in own]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from langmill.apps.texts import Read, Result, Row, each
 from langmill.common.errors import ModelError
@@ -16,6 +17,8 @@ from langmill.model.config import ModelConfig
 from langmill.text.classify import Labels, class_result, class_scores
 from langmill.text.tasks import READS, Limit, Text, encode_texts
 from langmill.text.tokenizer import Tokenizer
+
+OVERLAP = 64  # tokens of two windows, where neither the settings nor the model say how many
 
 
 def run(settings: ClassifySettings, *, quiet: bool = False, as_json: bool = False) -> Report:
@@ -35,7 +38,7 @@ def reader(settings: ClassifySettings, model: Model, tokenizer: Tokenizer) -> Re
 
         return chooser(settings, model, tokenizer)
     labels = labels_of(model, settings.model)
-    limit = limit_of(settings, model)
+    limit = limit_taught(model, settings)
 
     def read(batch: Sequence[Row], counted: Counter[str]) -> Iterator[Result]:
         texts: list[Text] = [pair_of(row) for row in batch]
@@ -69,3 +72,17 @@ def pair_of(row: Row) -> Text:
 def limit_of(settings: ReadSettings, model: Model) -> Limit:
     """What the model reads at once, and what becomes of a longer text."""
     return Limit(min(model.config.length, READS), settings.long_texts, settings.overlap)
+
+
+def limit_taught(model: Model, settings: ReadSettings | None = None) -> Limit:
+    """The same for a task: as the model was taught, or in windows where it does not say, but for what is given in the
+    settings. A figure of the model, and a use of it, then mean what they meant when it was taught."""
+    head = model.config.head if isinstance(model.config, ModelConfig) else None
+    if head is None or head.limit is None:
+        limit = Limit(min(model.config.length, READS), "window", OVERLAP)
+    else:
+        limit = replace(head.limit, length=min(model.config.length, head.limit.length))
+    given = {} if settings is None else settings.model_dump(include=settings.model_fields_set)
+    return replace(
+        limit, policy=given.get("long_texts", limit.policy), overlap=given.get("overlap", limit.overlap)
+    )

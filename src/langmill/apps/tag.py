@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from langmill.apps.classify import limit_of
+from langmill.apps.classify import limit_taught
 from langmill.apps.texts import Read, Result, Row, each
 from langmill.common.errors import ModelError
 from langmill.common.metrics import Report
@@ -30,7 +30,7 @@ def run(settings: TagSettings, *, quiet: bool = False, as_json: bool = False) ->
 
 def reader(settings: TagSettings, model: Model, tokenizer: Tokenizer) -> Read:
     """What tags a batch."""
-    labels, limit = labels_of(model, settings.model), limit_of(settings, model)
+    labels, limit = labels_of(model, settings.model), limit_taught(model, settings)
 
     def read(batch: Sequence[Row], counted: Counter[str]) -> Iterator[Result]:
         texts = [Words.split(row.text) for row in batch]

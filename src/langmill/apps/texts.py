@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import difflib
 import json
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TextIO
 
 from langmill.common.errors import DataError, MissingExtra, UsageError
 from langmill.common.metrics import Report
+from langmill.common.plain import delimiter, json_line
+from langmill.common.plain import plain as plainly
 from langmill.common.progress import track
 from langmill.common.settings import ReadSettings
 
 LONGEST_LINE = 64 << 20  # characters: a longer one is no text
+KEPT = "surrogateescape"  # bytes that are no UTF-8, so that their line can be named
+TABLES = (".csv", ".tsv")
 UNREAD = {
     ".gz": "is packed",
     ".zst": "is packed",
@@ -42,7 +47,7 @@ class Row:
 
     def beside(self, found: Result) -> Result:
         """What was found, with the row's other fields; those of a name that both have are kept under "given"."""
-        given = {name: value for name, value in self.fields.items() if found.get(name, value) != value}
+        given = {name: value for name, value in self.fields.items() if name in found and found[name] != value}
         return {**self.fields, **found, **({"given": given} if given else {})}
 
 
@@ -63,44 +68,53 @@ def rows(
     drop = None if blank else counted
     fields = fields if settings.field is None else (settings.field,)
     for number, text in enumerate(settings.text, 1):
+        _check(text, f"text {number}")
         yield Row(f"text {number}", text, {})
     if settings.file is not None:
         yield from _file(settings.file, fields, drop)
     elif not settings.text:
         if sys.stdin is None or sys.stdin.isatty():
             raise UsageError("there is no text: give one, or --file FILE, or text on standard input")
+        if reconfigure := getattr(sys.stdin, "reconfigure", None):
+            reconfigure(encoding="utf-8-sig", errors=KEPT)
         yield from _lines(sys.stdin, "standard input", fields, None, drop)
 
 
 def _file(path: Path, fields: Fields, drop: Counter[str] | None) -> Iterator[Row]:
     if not path.is_file():
-        raise UsageError(f"{path} is no file: --file takes one with texts")
-    if path.suffix in UNREAD:
-        raise UsageError(
-            f"{path} {UNREAD[path.suffix]}: --file takes .jsonl, .csv, .tsv, .parquet or plain lines"
-        )
-    if path.suffix == ".parquet":
+        raise UsageError(f"{path} is no file: --file takes one with texts{_instead(path)}")
+    kind = path.suffix.lower()
+    if kind in UNREAD:
+        raise UsageError(f"{path} {UNREAD[kind]}: --file takes .jsonl, .csv, .tsv, .parquet or plain lines")
+    if kind == ".parquet":
         yield from _parquet(path, fields)
         return
-    with open(path, encoding="utf-8-sig", newline="" if path.suffix in (".csv", ".tsv") else None) as file:
-        try:
-            if path.suffix in (".csv", ".tsv"):
-                yield from _table(file, path, fields)
-            else:
-                yield from _lines(file, str(path), fields, path.suffix == ".jsonl", drop)
-        except UnicodeDecodeError:
-            raise DataError(f"{path} is not UTF-8 ({_undecodable(path)}): convert it first") from None
+    with open(path, encoding="utf-8-sig", errors=KEPT, newline="" if kind in TABLES else None) as file:
+        if kind in TABLES:
+            yield from _table(file, path, fields)
+        else:
+            yield from _lines(file, str(path), fields, kind == ".jsonl", drop)
 
 
-def _undecodable(path: Path) -> str:
-    """The first line that cannot be read."""
-    with open(path, "rb") as file:
-        for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), 1):
-            try:
-                line.decode()
-            except UnicodeDecodeError as reason:
-                return f"line {number}, byte {reason.start + 1}"
-    return "its end"
+def _instead(path: Path) -> str:
+    """What is there where a file is not: those of like names, or the first."""
+    folder = path if path.is_dir() else path.parent
+    if not folder.is_dir():
+        return f"; there is no folder {folder}"
+    names = sorted(one.name for one in folder.iterdir() if one.is_file() and not one.name.startswith("."))
+    found = difflib.get_close_matches(path.name, names, 3, 0.6) or names[:10]
+    more = ", …" if len(found) == 10 < len(names) else ""
+    return f"; {folder} has {', '.join(found) + more if found else 'no files'}"
+
+
+def _check(text: str, name: str, where: str = "") -> None:
+    """DataError where a text has bytes that were no UTF-8, which reading kept as halves of surrogate pairs."""
+    try:
+        if not text.isascii():
+            text.encode()
+    except UnicodeEncodeError as reason:
+        byte = len(text[: reason.start].encode()) + 1
+        raise DataError(f"{name} is not UTF-8 ({where}byte {byte}): convert it first") from None
 
 
 def _lines(
@@ -110,6 +124,7 @@ def _lines(
     where there is a counter for them; between rows they are nothing."""
     for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), ""), 1):
         where = f"{name}, line {number}"
+        _check(line, name, f"line {number}, ")
         if len(line) == LONGEST_LINE:
             raise DataError(f"{where} is longer than {LONGEST_LINE:,} characters: is it text?")
         if not line.strip():
@@ -126,31 +141,51 @@ def _lines(
         row = _object(line)
         if row is None:
             raise DataError(f"{where} is no JSON object: a row has {_or(fields)}")
+        if ("\\ud" in line or "\\uD" in line) and (half := _half(row)):
+            raise DataError(f"{where} holds {half}, half of a surrogate pair, which is no character")
         yield _row(where, row, fields)
 
 
-def _object(line: str) -> dict[str, Any] | None:
+def _half(row: dict[str, Any]) -> str:
     try:
-        found = json.loads(line)
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as reason:
+        return f"\\u{ord(reason.object[reason.start]):04x}"
+    return ""
+
+
+def _object(line: str) -> dict[str, Any] | None:
+    """The row; its numbers that are none (NaN, Infinity), which JSON does not have, are null."""
+    try:
+        found = json.loads(line, parse_constant=lambda name: None)
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
 
 
 def _table(file: TextIO, path: Path, fields: Fields) -> Iterator[Row]:
+    """As `finetune` reads tables: .csv has quotes, and "," or ";" or a tab; .tsv has tabs and no quotes."""
     csv.field_size_limit(LONGEST_LINE)
-    reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
+    lines = iter(lambda: file.readline(LONGEST_LINE), "")
+    head = next(lines, "")
+    form: Any = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+    if path.suffix.lower() == ".csv":
+        form = {"delimiter": delimiter(head, fields), "strict": True}
+    reader = csv.DictReader(_decoded(chain([head], lines), path), **form)
     try:
         for row in reader:
+            where = f"{path}, line {reader.line_num}"
             if None in row:
-                raise DataError(
-                    f"{path}, line {reader.line_num} has more cells than its head: is a quote missing?"
-                )
-            yield _row(
-                f"{path}, line {reader.line_num}", {str(key): value for key, value in row.items()}, fields
-            )
+                raise DataError(f"{where} has more cells than its head: is a quote missing?")
+            yield _row(where, {str(key): value for key, value in row.items()}, fields)
     except csv.Error as reason:
         raise DataError(f"{path}, in the row after line {reader.line_num}: {reason}") from None
+
+
+def _decoded(lines: Iterator[str], path: Path) -> Iterator[str]:
+    for number, line in enumerate(lines, 1):
+        _check(line, str(path), f"line {number}, ")
+        yield line
 
 
 def _parquet(path: Path, fields: Fields) -> Iterator[Row]:
@@ -164,17 +199,19 @@ def _parquet(path: Path, fields: Fields) -> Iterator[Row]:
         for batch in parquet.ParquetFile(path).iter_batches(1024):
             for row in batch.to_pylist():
                 number += 1
-                yield _row(f"{path}, row {number}", row, fields)
+                yield _row(f"{path}, row {number}", {str(key): plainly(v) for key, v in row.items()}, fields)
     except (pyarrow.ArrowException, OSError) as reason:
         raise DataError(f"{path} cannot be read after row {number}: {reason}") from None
 
 
 def _row(where: str, row: dict[str, Any], fields: Fields) -> Row:
     field = next((name for name in fields if isinstance(row.get(name), str)), None)
-    if field is None:
-        known = ", ".join(map(str, list(row)[:20])) or "nothing"
-        raise DataError(f"{where} has no text in {_or(fields)} (it has {known}): name the field with --field")
-    return Row(where, row[field], {key: value for key, value in row.items() if key != field})
+    if field is not None:
+        return Row(where, row[field], {key: value for key, value in row.items() if key != field})
+    if there := [f"{name!r} is {json.dumps(row[name])[:40]}" for name in fields if name in row]:
+        raise DataError(f"{where} has no text in {_or(fields)}: {', '.join(there)}")
+    known = ", ".join(map(str, list(row)[:20])) or "nothing"
+    raise DataError(f"{where} has no text in {_or(fields)} (it has {known}): name the field with --field")
 
 
 def _or(names: Fields) -> str:
@@ -210,7 +247,7 @@ def each(
                 if as_json and settings.out is None:
                     results.append(result)
                     continue
-                out.write((plain(result) if plain else json.dumps(result, ensure_ascii=False)) + "\n")
+                out.write((plain(result) if plain else json_line(result)) + "\n")
             out.flush()
             progress.advance(len(batch))
     seconds = time.perf_counter() - began
@@ -229,7 +266,7 @@ def _out(settings: ReadSettings) -> Iterator[TextIO]:
     if settings.out is None:
         yield sys.stdout
         return
-    if settings.out.suffix in OTHER_FORMS:
+    if settings.out.suffix.lower() in OTHER_FORMS:
         raise UsageError(f"{settings.out} would hold JSON lines: give --out a name that ends with .jsonl")
     with fresh(settings.out, settings.force) as part, open(part, "w", encoding="utf-8", newline="\n") as file:
         yield file

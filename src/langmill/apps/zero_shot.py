@@ -54,8 +54,8 @@ def _by_similarity(settings: ClassifySettings, model: Model, tokenizer: Tokenize
         raise UsageError("--examples are for decoders: an encoder compares a text with the labels alone")
     if idle := sorted({"template", "shots"} & settings.model_fields_set):
         raise UsageError(f"--{idle[0]} is for decoders: an encoder compares a text with the labels alone")
-    known = set(EmbedSettings.model_fields)
-    asked = EmbedSettings(**{name: value for name, value in dict(settings).items() if name in known})
+    given = settings.model_fields_set & set(EmbedSettings.model_fields)
+    asked = EmbedSettings(**{name: value for name, value in dict(settings).items() if name in given})
     reader = Reader.over(model, tokenizer, asked)
     labels_CD = np.stack(list(reader.vectors([Row(f"label {n}", n, {}) for n in names.names], Counter())))
 

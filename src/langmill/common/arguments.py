@@ -15,13 +15,18 @@ _OVERRIDE = re.compile(r"[A-Za-z_][\w.-]*=.*", re.DOTALL)
 
 
 def sort_words(
-    cls: type[Settings], words: Sequence[str], others: Sequence[str] = (), texts: bool = False
+    cls: type[Settings],
+    words: Sequence[str],
+    others: Sequence[str] = (),
+    texts: bool = False,
+    pairs: bool = True,
 ) -> tuple[list[str], list[str]]:
     """Tell arguments from overrides: `--key value`, `--key=value`, `--flag`, `--no-flag`, `key=value`.
 
     `others` are option names that the caller handles, to think of where a name is unknown. A word with "="
     that names no setting is an argument where a file has that name, or where arguments are `texts`; else it
-    is a SettingsError, as is every unknown option. Returns the arguments and the overrides (`key=value`).
+    is a SettingsError, as is every unknown option. Without `pairs` every word is an argument but options, so that
+    no text, wherever it comes from, sets anything. Returns the arguments and the overrides (`key=value`).
     """
     arguments: list[str] = []
     overrides: list[str] = []
@@ -34,7 +39,7 @@ def sort_words(
             raise UsageError(
                 f"there is no option '{word}' (see --help; text that starts with '-' goes behind '--')"
             )
-        elif _OVERRIDE.fullmatch(word) and _is_override(cls, word, others, texts):
+        elif pairs and _OVERRIDE.fullmatch(word) and _is_override(cls, word, others, texts):
             overrides.append(word)
         else:
             arguments.append(word)

@@ -109,8 +109,8 @@ def resolve(cls: type[Settings], name: str, others: Sequence[str] = ()) -> Key:
 def configure(cls: type[S], config: Path | None = None, overrides: Sequence[str] = (), **explicit: Any) -> S:
     """Make the settings of a run: the YAML file, then `key=value` overrides, then named values (None: not given).
 
-    A value is read as a YAML scalar, but as plain text where the setting is text. A list setting collects
-    repeated overrides. Raises SettingsError for an unknown key or a value out of range.
+    A value is read as a YAML scalar, but as plain text where the setting is text, or a list of texts. A list setting
+    collects repeated overrides. Raises SettingsError for an unknown key or a value out of range.
     """
     values: dict[str, Any] = {}
     if config is not None:
@@ -185,7 +185,7 @@ def _parse(key: Key, text: str) -> Any:
     if None in key.kinds and text.strip().lower() in _NOTHING:
         return None
     texts = (str, Path, list[str])
-    if any(kind in texts for kind in key.kinds) and not (key.is_list and text.startswith("[")):
+    if any(kind in texts for kind in key.kinds):
         return text
     try:
         return yaml.safe_load(text)

@@ -201,8 +201,9 @@ class TaskSettings(Settings):
         description="translate: leave out rows with a side that is plainly in another language than its name (en, de, "
         "zh, …) says; extra: data tells languages of one script apart",
     )
-    pool: Literal["mean", "first", "last"] = Field(
-        "mean", description="embed: how a text's tokens become one vector"
+    pool: Literal["auto", "mean", "first", "last"] = Field(
+        "auto",
+        description="embed: how a text's tokens become one vector; auto: as the base model's folder says, or mean",
     )
     scale: float = Field(20.0, gt=0, description="embed: what cosines are multiplied by (1 / temperature)")
     dims: list[int] = Field(

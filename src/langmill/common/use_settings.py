@@ -99,7 +99,8 @@ class ReadSettings(Settings):
     force: bool = Field(False, description="replace an existing --out")
     long_texts: Literal["error", "truncate", "window"] = Field(
         "window",
-        description="texts longer than the model reads: refuse, keep the beginning, or overlapping windows",
+        description="texts longer than the model reads: refuse, keep the beginning, or overlapping windows; where "
+        "it is not given, classify, tag and answer do as finetune taught the model",
     )
     overlap: int = Field(64, ge=0, description="tokens that a window shares with the one before")
     batch_size: int = Field(
@@ -156,7 +157,12 @@ class AnswerSettings(ReadSettings):
 class TranslateSettings(ReadSettings):
     """`langmill translate`: beam search, sentence by sentence, line breaks kept."""
 
-    beams: int = Field(5, ge=1, description="translations that are followed at once; 1: greedy")
+    beams: int = Field(
+        5,
+        ge=1,
+        description="translations that are followed at once; 1: greedy. Where this, length_penalty or max_new_tokens "
+        "is not given, the model's generation_config.json counts before the default",
+    )
     n_best: int = Field(1, ge=1, description="translations to list for each text, at most beams")
     length_penalty: float = Field(
         1.0, description="above 0 longer translations are preferred, below 0 shorter"

@@ -74,7 +74,9 @@ def html(data: bytes, charset: str = "") -> Found:
 def _silence(*names: str) -> None:
     """What these libraries think of each page goes nowhere: a page gives text, or is set aside with its reason."""
     for name in names:
-        if logging.getLogger(name).level <= logging.CRITICAL:  # setting it costs all loggers what they remember
+        if (
+            logging.getLogger(name).level <= logging.CRITICAL
+        ):  # setting it costs all loggers what they remember
             logging.getLogger(name).setLevel(logging.CRITICAL + 1)
 
 

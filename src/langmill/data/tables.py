@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from langmill.common.plain import delimiter
 from langmill.data.pipeline import Ledger
 from langmill.data.readers import MAX_ROW
 from langmill.data.streams import BROKEN, lines, no_text, open_bytes
@@ -46,7 +47,7 @@ def table_rows(file: Path, ledger: Ledger, wanted: Sequence[str], quoted: bool) 
             found = text()
             head = next(found, "")
             if quoted:
-                options["delimiter"] = _delimiter(head, wanted)
+                options["delimiter"] = delimiter(head, wanted)
             header = next(csv.reader([head], **options), [])
             if not set(wanted) & set(header):
                 detail = f"columns: {', '.join(header)[:400]}"
@@ -71,13 +72,8 @@ def table_rows(file: Path, ledger: Ledger, wanted: Sequence[str], quoted: bool) 
                         yield first, dict(zip(header, cells, strict=True)), size
                 size = 0
     except BROKEN as error:
+        size = size if number or not file.exists() else file.stat().st_size
         ledger.reject(source, f"{source}:{number + 1}", _DAMAGED, size, detail=str(error))
-
-
-def _delimiter(head: str, wanted: Sequence[str]) -> str:
-    """What stands between the names of columns: with it most of those wanted are found, then most of all."""
-    found = {mark: next(csv.reader([head], delimiter=mark), []) for mark in ",;\t"}
-    return max(found, key=lambda mark: (len(set(wanted) & set(found[mark])), len(found[mark])))
 
 
 def _unfit(cells: Sequence[str], header: Sequence[str]) -> str:
@@ -110,6 +106,7 @@ def tagged_sentences(file: Path, ledger: Ledger) -> Rows:
                     words.append(columns[0])
                     tags.append(columns[-1])
     except BROKEN as error:
+        size = size if number or not file.exists() else file.stat().st_size
         ledger.reject(source, f"{source}:{number + 1}", _DAMAGED, size, detail=str(error))
 
 

@@ -241,8 +241,12 @@ def _placed(context: str, answer: Any, start: Any) -> tuple[str, int]:
             why = f'"{answer[:80]}" occurs {context.count(answer)} times in the context, and has no answer_start'
             raise Unusable("an answer without its place", why)
         start = context.index(answer)
-    if type(start) is not int or start < 0 or context[start : start + len(answer)] != answer:
-        there = context[start : start + len(answer)][:80] if type(start) is int and start >= 0 else ""
+    if type(start) is not int:
+        raise Unusable(
+            "an answer_start that is no number", f"it is {start!r}: a count of characters, such as 4"[:400]
+        )
+    if start < 0 or context[start : start + len(answer)] != answer:
+        there = context[start : start + len(answer)][:80] if start >= 0 else ""
         raise Unusable(
             "an answer that does not stand in its context", f'"{answer[:80]}" is not "{there}" at {start}'
         )

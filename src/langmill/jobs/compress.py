@@ -8,7 +8,6 @@ OUT is a folder that transformers and vLLM load (see families/quantised.py). The
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from langmill.apps import sentence
 from langmill.common.configure import save_settings
 from langmill.common.errors import DataError, ModelError, UsageError
 from langmill.common.files import claimed
@@ -45,13 +45,6 @@ LONGEST = 512  # tokens of a window, unless max_length says otherwise
 MOST_BYTES = 64 << 20  # of text that is read to calibrate by
 SCORED_BYTES = 256 << 10  # of the held-out text that both models are compared on
 SPEED_TOKENS = 32
-# What sentence-transformers keeps beside a model: how its vectors are made.
-BESIDE = (
-    "modules.json",
-    "1_Pooling/config.json",
-    "sentence_bert_config.json",
-    "config_sentence_transformers.json",
-)
 
 
 @dataclass(frozen=True)
@@ -100,7 +93,7 @@ def run(settings: CompressSettings, *, quiet: bool = False) -> Report:
         _narrow(model, settings.model)
         save(model, tokenizer, settings.out, lineage=origin(settings, text, tokenizer, results),
              card=card(settings, model, wanted, results))  # fmt: skip
-        _copy_beside(resolve(settings.model), settings.out)
+        sentence.copy(sentence.folder_of(settings.model), settings.out)
         seconds = time.monotonic() - started
         return write_report(settings, model, wanted, text, layers, before, after, results, folder, seconds)
 
@@ -274,13 +267,6 @@ def _narrow(model: Model, where: str) -> None:
     if name in ("bfloat16", "float16"):
         for weight in model.parameters():
             weight.data = weight.data.to(getattr(torch, name))
-
-
-def _copy_beside(source: Path, out: Path) -> None:
-    for name in BESIDE:
-        if (source / name).is_file():
-            (out / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(source / name, out / name)
 
 
 def summary(layers: Sequence[Changed]) -> dict[str, float | None]:

@@ -75,6 +75,8 @@ def kind_of(settings: EvaluateSettings) -> Kind:
         return "tag"
     if not first.is_file() or suffix not in FORMATS:
         return "text"
+    if not first.stat().st_size:
+        raise DataError(f"--on {first} is empty: there is nothing to ask")
     try:
         row: Any = next(
             read_files("embed", [first], Ledger(), lambda _, row: row, {name: name for name in _KNOWN})

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from langmill.apps import answer as pointing
 from langmill.apps import tag as tagging
-from langmill.apps.classify import labels_of
+from langmill.apps.classify import labels_of, limit_taught
 from langmill.apps.texts import Row
 from langmill.apps.translate import checked, translate
 from langmill.apps.zero_shot import chooser
@@ -43,12 +43,11 @@ from langmill.text.answer import exact_match, f1
 from langmill.text.chat import chat_ids
 from langmill.text.classify import Labels, class_scores
 from langmill.text.tag import best_tags, spans_of
-from langmill.text.tasks import READS, Limit, encode_texts
+from langmill.text.tasks import Limit, encode_texts
 from langmill.text.tokenizer import Tokenizer
 
 ANSWER = 32  # tokens of an answer, where the settings name no number
 UNKNOWN = "labels the model was not taught"
-SENTENCE = 256  # tokens of a sentence's translation, likewise
 
 
 @dataclass
@@ -161,9 +160,11 @@ def taught_at(where: str) -> str:
     return task_of(read_config(path / "config.json"), "text")
 
 
-def _windows(model: Model) -> Limit:
-    """A text longer than the model reads is read in windows that overlap."""
-    return Limit(min(model.config.length, READS), "window", 64)
+def _limit(model: Model) -> Limit:
+    """Long texts are cut as the model was taught, so that a score agrees with finetune's. One that was taught to refuse
+    them, of which finetune scores none, reads them in windows here, which are counted."""
+    limit = limit_taught(model)
+    return replace(limit, policy="window") if limit.policy == "error" else limit
 
 
 def point(
@@ -171,7 +172,7 @@ def point(
 ) -> Outcome:
     """Where the model finds the answer in a context; "no answer" may win where some of the rows have none."""
     pointing.check(model, settings.model)
-    counted, limit = Counter[str](), _windows(model)
+    counted, limit = Counter[str](), _limit(model)
     empty, results = any(not row.answers for row in rows), list[dict[str, Any]]()
     for part in batches(len(rows), settings.micro_batch_size):
         asked = [(row.where, row.question, row.context) for row in rows[part]]
@@ -204,7 +205,7 @@ def classify(
     if settings.template is not None or settings.shots:
         raise UsageError(f"{settings.model} was taught its labels: --template and --shots are for zero-shot")
     known = labels_of(model, settings.model)
-    limit = _windows(model)
+    limit = _limit(model)
     parts = []
     for part in batches(len(rows), settings.micro_batch_size):
         documents = encode_texts(tokenizer, [row.text for row in rows[part]], limit, counted)
@@ -305,7 +306,7 @@ def mark(
 ) -> Outcome:
     """The spans that a model's tags spell, against those of the rows'. Spans of a label that the model was not taught
     are ones that it never finds."""
-    known, limit, counted = tagging.labels_of(model, settings.model), _windows(model), Counter[str]()
+    known, limit, counted = tagging.labels_of(model, settings.model), _limit(model), Counter[str]()
     truth, said = [spans_of(row.tags) for row in rows], list[list[tuple[int, int, str]]]()
     for part in batches(len(rows), settings.micro_batch_size):
         texts, names = [row.words for row in rows[part]], [row.where for row in rows[part]]
@@ -342,9 +343,10 @@ def render(
 ) -> Outcome:
     """Translation by beam search, against one reference each. MissingExtra without sacrebleu."""
     network, counted = checked(model, settings.model), Counter[str]()
-    asked = TranslateSettings(
-        model=settings.model, beams=settings.beams, max_new_tokens=settings.max_new_tokens or SENTENCE
-    )
+    given: dict[str, Any] = {"max_new_tokens": settings.max_new_tokens} if settings.max_new_tokens else {}
+    if "beams" in settings.model_fields_set:  # else as the model's generation_config.json says
+        given["beams"] = settings.beams
+    asked = TranslateSettings(model=settings.model, **given)
     results: list[dict[str, Any]] = []
     for part in batches(len(rows), settings.micro_batch_size):
         batch = [Row(row.where, row.source, {}) for row in rows[part]]

@@ -61,16 +61,19 @@ def scored(settings: EvaluateSettings, ledger: Ledger) -> list[ScoredRow]:
     return rows
 
 
+def told_apart(row: GroupRow) -> GroupRow:
+    """The row; Unusable where its positive is its anchor, or a negative one of both: that is neither to learn nor to
+    find."""
+    if len({row.anchor, row.positive, *row.negatives}) < 2 + len(set(row.negatives)):
+        raise Unusable("a text twice in one row", row.anchor[:200])
+    return row
+
+
 def queries(settings: EvaluateSettings, ledger: Ledger, joined: Counter[str]) -> list[Query]:
     """Rows with one anchor as one query, `joined` says how many. DataError where there is nothing wrong to find."""
 
-    def make(row: GroupRow) -> GroupRow:
-        if len({row.anchor, row.positive, *row.negatives}) < 2 + len(set(row.negatives)):
-            raise Unusable("a text twice in one row", row.anchor[:200])
-        return row
-
     by_anchor: dict[str, list[GroupRow]] = {}
-    for row in read_groups(settings.on, ledger, make):
+    for row in read_groups(settings.on, ledger, told_apart):
         by_anchor.setdefault(row.anchor, []).append(row)
         if len(by_anchor[row.anchor]) > 1:
             joined["rows joined to one with the same anchor"] += 1
@@ -186,7 +189,7 @@ class _Vectors:
             vectors += reader.vectors(every[part], counted)
             on(bisect_right(ends, len(vectors)) - before)
         place = {text: number for number, text in enumerate(asked)}
-        return cls(place, np.stack(vectors), counted, {"pooling": reader.pool})
+        return cls(place, np.stack(vectors), counted, {"pooling": reader.made.pool})
 
     def some(self, texts: Sequence[str]) -> Floats:
         """(len(texts), D)."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from langmill.apps import sentence
 from langmill.common.errors import DataError, ModelError, UsageError
 from langmill.common.files import atomic_write, claimed
 from langmill.common.metrics import Report
@@ -143,6 +144,7 @@ def _hf(settings: ExportSettings) -> Report:
     seen = {"prepared": prepared([], settings.model)}
     lineage = {"made_by": "langmill export", "model": settings.model, "dtype": dtype, "data": seen}
     save(model, tokenizer, out, lineage=lineage)
+    sentence.copy(sentence.folder_of(settings.model, settings.base), out)
     written = _logits(model.float(), rows)
     del model
     again, its = load(out)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from langmill.apps import sentence
 from langmill.common.errors import ModelError
 from langmill.common.files import claimed
 from langmill.common.metrics import Report
@@ -24,6 +25,7 @@ def run(settings: MergeSettings, *, quiet: bool = False) -> Report:
         model, tokenizer = load_adapted(folder, settings.base, torch.float32, "cpu")
         layers = merge(model)
         save(model, tokenizer, settings.out)
+        sentence.copy(sentence.folder_of(folder, settings.base), settings.out)
     words = (
         f'{settings.out}: {len(layers)} layers merged\nnext: langmill generate {settings.out} --chat "Hello"'
     )

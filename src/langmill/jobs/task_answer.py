@@ -3,11 +3,12 @@
 Figures: exact_match and f1 by SQuAD's rule (Rajpurkar et al. 2016, arXiv:1606.05250, section 6.1), the best over the
 answers of a question, and answer_threshold: how much likelier "no answer" must be to be said, for the best f1 on what
 is held out. Most windows of a long text hold no answer, and a model learns to say so first of all: at 0 it may never
-speak.
+speak. Where every question has an answer it is infinite, which is kept as null and shown as "never".
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
@@ -29,7 +30,6 @@ from langmill.jobs.results import path_shown
 from langmill.jobs.work import Scored, Work, limit_of
 from langmill.model.transformer import Transformer
 from langmill.text.answer import (
-    NEVER,
     ContextWindow,
     answer_targets,
     best_answers,
@@ -84,6 +84,8 @@ def prepare(
         counted=counted,
         what="questions",
         settle=settled,
+        owners=np.array([number for number, _ in windows]),
+        limit=limit,
         use=[("Ask:", f'langmill answer {path_shown(settings.out)} --question "Who?" "A text"')],
     )
 
@@ -122,7 +124,7 @@ class _Held:
             np.array(margins),
             np.array(marks, np.float64),
         )  # M: exact match and f1; S: span or none
-        threshold = best_threshold(margin_K, *mark_KSM[:, :, 1].T) if self.can_be_empty else NEVER
+        threshold = best_threshold(margin_K, *mark_KSM[:, :, 1].T) if self.can_be_empty else math.inf
         none_K = margin_K > threshold
         exact, overlap = np.where(none_K[:, None], mark_KSM[:, 1], mark_KSM[:, 0]).mean(axis=0).tolist()
         figures = {"exact_match": exact, "f1": overlap, "answer_threshold": threshold}
@@ -152,4 +154,6 @@ def settled(model: Transformer, figures: Mapping[str, float]) -> None:
     """Write into the model's own settings what was found on the questions held out."""
     config = model.config
     assert config.head is not None
-    model.config = replace(config, head=replace(config.head, threshold=figures["answer_threshold"]))
+    found = figures["answer_threshold"]
+    threshold = found if math.isfinite(found) else None
+    model.config = replace(config, head=replace(config.head, threshold=threshold))

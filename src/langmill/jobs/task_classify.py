@@ -29,6 +29,7 @@ from langmill.infer.read import document_scores
 from langmill.jobs.charts import Bar, Series, bar_chart, line_chart
 from langmill.jobs.report import Html, join, shown, table, text
 from langmill.jobs.results import path_shown
+from langmill.jobs.strata import contradicted, stratified, unscored
 from langmill.jobs.work import Scored, Work, limit_of
 from langmill.model.config import Task
 from langmill.model.transformer import Transformer
@@ -40,6 +41,8 @@ from langmill.train import tasks as objectives
 from langmill.train.objectives import Objective
 
 MOST_CELLS = 40  # labels of a confusion table that is still shown
+CONTRADICTED = "rows whose text others label otherwise"
+TENTHS = 10  # groups of held-out numbers, by their size
 SLIPS = 0.1  # of the labels that may be fractions where the others are classes
 
 
@@ -57,21 +60,22 @@ def prepare(
         read = list(read_labels(settings.data, ledger, make, regression=t.kind == "regress"))
     if t.kind is None:
         _plain([row for row, _ in read], ledger)
-    labels = Labels.of((row.label for row, _ in read), t.kind)
-    items, owners = [], []
-    for number, (row, documents) in enumerate(read):
-        key = repr(row.text)
-        for document in documents:
-            items.append(Text(row.where, document.ids, document.types, key=key))
-            owners.append(number)
-    targets = [labels.target(row.label) for row, _ in read]
+    rows = [row for row, _ in read]
+    labels = Labels.of((row.label for row in rows), t.kind)
+    owners = [number for number, (_, documents) in enumerate(read) for _ in documents]
+    documents = [document for _, own in read for document in own]
+    items = [
+        Text(rows[owner].where, document.ids, document.types, key=repr(rows[owner].text))
+        for owner, document in zip(owners, documents, strict=True)
+    ]
+    targets = [labels.target(row.label) for row in rows]
     source = Labelled.of(items, [targets[owner] for owner in owners], tokenizer.fill_id)
-    train, held = source.split(settings.holdout)
-    if labels.task == "classify":
-        _covered(labels, [targets[owners[i]] for i in train.tolist()])
+    named = [_names(row, labels) for row in rows]
+    train, held = stratified(source.texts.keys, [named[owner] for owner in owners], settings.holdout)
     owner = np.array(owners)
     head: Task = labels.task  # type: ignore[assignment]
-    heldout = _Held(labels, held, owner, targets, [item for _, group in read for item in group])
+    heldout = _Held(labels, held, owner, targets, documents)
+    note = _noted(rows, named, set(owner[held].tolist()), counted)
     best, higher = {"classify": ("macro_f1", True), "multilabel": ("micro_f1", True)}.get(
         labels.task, ("root_mean_squared_error", False)
     )
@@ -95,7 +99,27 @@ def prepare(
             ),
         ],
         facts={"labels": list(labels.names)},
+        note=note,
+        owners=owner,
+        limit=limit,
     )
+
+
+def _names(row: LabelRow, labels: Labels) -> tuple[str, ...]:
+    """The names of a row's labels; a number has none."""
+    if labels.task == "regress":
+        return ()
+    return row.label if isinstance(row.label, tuple) else (str(row.label),)
+
+
+def _noted(
+    rows: Sequence[LabelRow], named: Sequence[tuple[str, ...]], held: set[int], counted: Counter[str]
+) -> str:
+    """What to know of the labels: which are not scored, and which contradict each other."""
+    both = zip(rows, named, strict=True)
+    count, found = contradicted((row.where, row.text, frozenset(own)) for row, own in both)
+    counted[CONTRADICTED] += count
+    return " ".join(filter(None, (unscored(named, held), found)))
 
 
 def _plain(rows: Sequence[LabelRow], ledger: Ledger) -> None:
@@ -118,14 +142,6 @@ def _is_fraction(label: str) -> bool:
         return math.isfinite(number := float(label)) and not number.is_integer()
     except ValueError:
         return False
-
-
-def _covered(labels: Labels, trained: list[Any]) -> None:
-    missing = [name for number, name in enumerate(labels.names) if number not in set(trained)]
-    if missing:
-        raise DataError(
-            f'every text with the label "{missing[0]}" is held out: give more of them, or a smaller --holdout'
-        )
 
 
 def objective(settings: FinetuneSettings, labels: Labels, trained: list[Any]) -> Objective:
@@ -162,9 +178,11 @@ class _Held:
         place = {owner: at for at, owner in enumerate(dict.fromkeys(self.owners))}
         _, found = class_scores(logits, [place[owner] for owner in self.owners], self.labels.task)
         if self.labels.task == "regress":
-            return Scored(scores.numbers(self.truth, found[:, 0]))
+            figures = scores.numbers(self.truth, found[:, 0])
+            return _numbers_shown(figures, self.truth, found[:, 0]) if whole else Scored(figures)
         if self.labels.task == "multilabel":
-            return Scored(scores.several(self.truth, found))
+            figures = scores.several(self.truth, found)
+            return self._several_shown(figures, found >= 0.5) if whole else Scored(figures)
         counts = np.bincount(self.truth, minlength=len(self.labels.names))
         figures = scores.classified(self.truth, found) | {"majority": float(counts.max() / counts.sum())}
         return self._shown(figures, found) if whole else Scored(figures)
@@ -176,18 +194,67 @@ class _Held:
         between = scores.interval(
             lambda k: scores.classified(self.truth[k], found[k])["macro_f1"], len(said), 200
         )
-        bars = [Bar(row["label"], row["f1"], style="s0") for row in rows[:MOST_CELLS]]
+        bins = scores.calibration(self.truth, found)
         sections: list[tuple[str, Html]] = [
-            ("Each label", join(bar_chart("F1 of each label", bars, "F1"), _class_table(rows))),
+            _each_label(rows),
             ("What is taken for what", _confusion(names, counts)),
-            ("How sure, and how right", _calibration(scores.calibration(self.truth, found))),
+            ("How sure, and how right", _calibration(bins)),
         ]
         extra = {
             "by_label": rows,
             "confusion": counts.tolist(),
+            "calibration": [dict(zip(("confidence", "accuracy", "count"), one, strict=True)) for one in bins],
             "macro_f1_interval": between and list(between),
         }
         return Scored(figures, sections, extra)
+
+    def _several_shown(self, figures: dict[str, float], said: Any) -> Scored:
+        true = self.truth == 1
+        hits, claimed, count = (true & said).sum(0), said.sum(0), true.sum(0)
+        columns = {
+            "precision": (hits / np.maximum(claimed, 1)).tolist(),
+            "recall": (hits / np.maximum(count, 1)).tolist(),
+            "f1": scores.f1(hits, claimed, count).tolist(),
+            "count": count.tolist(),
+        }
+        rows = [
+            {"label": name} | {key: values[i] for key, values in columns.items()}
+            for i, name in enumerate(self.labels.names)
+        ]
+        return Scored(figures, [_each_label(rows)], {"by_label": rows})
+
+
+def _numbers_shown(figures: dict[str, float], truth: Any, said: Any) -> Scored:
+    """How far numbers are off, in all and by their size."""
+    groups = np.array_split(np.argsort(truth, kind="stable"), min(TENTHS, len(truth)))
+    rows = [
+        {
+            "true": float(truth[own].mean()),
+            "said": float(said[own].mean()),
+            "mean_absolute_error": float(np.abs(said[own] - truth[own]).mean()),
+            "count": len(own),
+        }
+        for own in groups
+    ]
+    whole = [(name.replace("_", " "), value) for name, value in figures.items()]
+    whole.append(("root mean squared error of always saying their mean", float(truth.std())))
+    lines = [
+        Series("said", [(row["true"], row["said"]) for row in rows], "s0"),
+        Series("true", [(row["true"], row["true"]) for row in rows], "s3"),
+    ]
+    head = ("true", "said", "mean absolute error", "texts")
+    cells = [tuple(shown(value) for value in row.values()) for row in rows]
+    section = join(
+        table("Over all held-out texts", ("figure", "value"), whole, numbers=1),
+        line_chart("Means of texts whose numbers are alike", lines, "true", "said"),
+        table("The same, from the smallest numbers to the largest", head, cells, numbers=4),
+    )
+    return Scored(figures, [("How near", section)], {"by_value": rows})
+
+
+def _each_label(rows: list[dict[str, Any]]) -> tuple[str, Html]:
+    bars = [Bar(row["label"], row["f1"], style="s0") for row in rows[:MOST_CELLS]]
+    return "Each label", join(bar_chart("F1 of each label", bars, "F1"), _class_table(rows))
 
 
 def _class_table(rows: list[dict[str, Any]]) -> Html:

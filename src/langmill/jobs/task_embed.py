@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
-from langmill.common.errors import DataError
+from langmill.apps.sentence import Recipe, recipe
+from langmill.common.errors import DataError, UsageError
 from langmill.common.progress import track
 from langmill.common.settings import FinetuneSettings
 from langmill.data.items import Contrasted
@@ -21,12 +23,13 @@ from langmill.data.rows import Text
 from langmill.data.tasks import GroupRow, read_groups
 from langmill.evaluate.nearest import search
 from langmill.infer.read import embeddings
+from langmill.jobs.evaluate_vectors import told_apart
 from langmill.jobs.results import path_shown
 from langmill.jobs.work import Scored, Work, limit_of
 from langmill.model.config import Pool
 from langmill.model.transformer import Transformer
 from langmill.text.frames import Encoded
-from langmill.text.tasks import encode_texts
+from langmill.text.tasks import Limit, encode_texts
 from langmill.text.tokenizer import Tokenizer
 from langmill.train import tasks as objectives
 
@@ -34,15 +37,23 @@ from langmill.train import tasks as objectives
 def prepare(
     settings: FinetuneSettings, model: Transformer, tokenizer: Tokenizer, ledger: Ledger, quiet: bool
 ) -> Work:
-    """Rows to groups of an anchor, its positive and as many negatives as the row with the fewest has."""
-    t, counted, limit = settings.tasks, Counter[str](), limit_of(settings, model)
-    if limit.policy == "window":
-        raise DataError("a text becomes one vector: tasks.long_texts=window is not for embed, truncate is")
+    """Rows to groups of an anchor, its positive and as many negatives as the row with the fewest has.
+
+    Rows with a text twice are left out; an anchor that is its own positive stays where there is dropout to tell them
+    apart (SimCSE, Gao et al. 2021, arXiv:2104.08821), and is counted.
+    """
+    t, counted = settings.tasks, Counter[str]()
+    made, limit = _recipe(settings, model)
     with track("reading", unit="pairs", quiet=quiet) as progress:
 
         def make(row: GroupRow) -> tuple[GroupRow, list[Encoded]]:
             progress.advance(1)
-            return row, encode_texts(tokenizer, [row.anchor, row.positive, *row.negatives], limit, counted)
+            if row.anchor == row.positive and settings.train.dropout:
+                counted["anchors equal to their positive"] += 1
+            else:
+                told_apart(row)
+            texts = [made.given(text) for text in (row.anchor, row.positive, *row.negatives)]
+            return row, encode_texts(tokenizer, texts, limit, counted)
 
         read = list(read_groups(settings.data, ledger, make))
     size = min(len(documents) for _, documents in read)
@@ -62,8 +73,8 @@ def prepare(
         source=source,
         train=train,
         held=held,
-        objective=partial(objectives.contrastive, scale=t.scale, dims=dims, pool=t.pool),
-        score=partial(_score, pairs, t.pool, t.dims),
+        objective=partial(objectives.contrastive, scale=t.scale, dims=dims, pool=made.pool),
+        score=partial(_score, pairs, made.pool, t.dims),
         best="mrr",
         higher=True,
         ledger=ledger,
@@ -76,7 +87,27 @@ def prepare(
             ),
             ("Search:", f'langmill similar {path_shown(settings.out)} "What?" --file texts.txt'),
         ],
+        facts={
+            "vectors": {"pool": made.pool, "width": made.width, "length": limit.length, "lower": made.lower}
+        },
     )
+
+
+def _recipe(settings: FinetuneSettings, model: Transformer) -> tuple[Recipe, Limit]:
+    """How texts become vectors, and what becomes of long ones: as the base's do by sentence-transformers, but for what
+    the settings say. The model that comes out is kept with it."""
+    limit = limit_of(settings, model)
+    if limit.policy == "window":
+        raise DataError("a text becomes one vector: tasks.long_texts=window is not for embed, truncate is")
+    made = recipe(settings.model, model, settings.tasks.pool)
+    if made.after and settings.tasks.pool == "auto":
+        raise UsageError(
+            f"the vectors of {settings.model} pass a layer behind the pooling, which is not trained here: choose "
+            f"--pool {made.pool} for vectors without it"
+        )
+    if made.length is not None and settings.tasks.length is None:
+        limit = replace(limit, length=min(limit.length, made.length))
+    return replace(made, width=model.config.main.dim, after=(), prompt=""), limit
 
 
 def _score(

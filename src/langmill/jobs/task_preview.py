@@ -22,7 +22,7 @@ def preview(settings: FinetuneSettings, model: Model, tokenizer: Tokenizer, quie
     work = prepared(settings, model, tokenizer, Ledger(), quiet)
     numbers = work.train[: settings.preview or 3].tolist()
     items = [f"{work.source.name(number)}\n{shown(work, tokenizer, number)}" for number in numbers]
-    counts = {"trained": len(work.train), "held_out": len(work.held), **work.counted}
+    counts = {"trained": work.count(work.train), "held_out": work.count(work.held), **work.counted}
     told = ", ".join(f"{count:,} {what.replace('_', ' ')}" for what, count in counts.items())
     lines = "\n".join([told, *aside(work)])
     return Report(None, counts, {}, "\n\n".join([*items, lines]), {"ledger": work.ledger.as_dict()})

@@ -22,6 +22,7 @@ from langmill.evaluate import labels as scores
 from langmill.infer.read import token_scores
 from langmill.jobs.report import shown, table
 from langmill.jobs.results import path_shown
+from langmill.jobs.strata import contradicted, stratified, unscored
 from langmill.jobs.work import Scored, Work, limit_of
 from langmill.model.transformer import Transformer
 from langmill.text.classify import Labels, class_weights
@@ -29,6 +30,8 @@ from langmill.text.tag import OUTSIDE, WordWindow, best_tags, encode_words, span
 from langmill.text.tokenizer import Tokenizer
 from langmill.train import tasks as objectives
 from langmill.train.objectives import IGNORED
+
+CONTRADICTED = "rows whose text others tag otherwise"
 
 
 def prepare(
@@ -55,7 +58,12 @@ def prepare(
     ]
     tags = [tag_targets(window, read[number][0].tags, labels) for number, window in windows]
     source = Tagged.of(items, tags, tokenizer.fill_id)
-    train, held = source.split(settings.holdout)
+    spelt = [{label for _, _, label in spans_of(row.tags)} for row, _ in read]
+    train, held = stratified(source.texts.keys, [spelt[number] for number, _ in windows], settings.holdout)
+    owners = np.array([number for number, _ in windows])
+    count, found = contradicted((row.where, row.words, row.tags) for row, _ in read)
+    counted[CONTRADICTED] += count
+    note = " ".join(filter(None, (unscored(spelt, set(owners[held].tolist())), found)))
     weights = None
     if settings.tasks.class_weights:
         seen = [tag for item in train.tolist() for tag in tags[item] if tag != IGNORED]
@@ -76,6 +84,9 @@ def prepare(
         what="texts",
         use=[("Find spans in a text:", f'langmill tag {path_shown(settings.out)} "A text"')],
         facts={"labels": list(labels.names)},
+        note=note,
+        owners=owners,
+        limit=limit,
     )
 
 

@@ -34,6 +34,7 @@ from langmill.train import tasks as objectives
 SEARCHED = (
     200  # held-out pairs that are translated for the report; while training perplexity alone is measured
 )
+CUT = "held-out translations cut off"  # at the most tokens that one may have
 ROWS = 16
 LONGEST = 2048  # places of a row when held-out pairs are scored
 
@@ -65,7 +66,7 @@ def prepare(
     source = Translated.of(sources, [ids for _, _, ids in read], decoder.start, tokenizer.fill_id)
     train, held = source.split(settings.holdout)
     objective = partial(objectives.seq2seq, label_smoothing=t.label_smoothing)
-    heldout = _Held(settings, tokenizer, source, held, [(row, e.ids) for row, e, _ in read])
+    heldout = _Held(settings, tokenizer, source, held, [(row, e.ids) for row, e, _ in read], counted)
     return Work(
         model=model,
         source=source,
@@ -87,9 +88,11 @@ class _Held:
     """The held-out pairs, and how a model does on them."""
 
     def __init__(
-        self, settings: FinetuneSettings, tokenizer: Tokenizer, source: Translated, held: Any, read: list[Any]
-    ):
+        self, settings: FinetuneSettings, tokenizer: Tokenizer, source: Translated, held: Any, read: list[Any],
+        counted: Counter[str],
+    ):  # fmt: skip
         self.settings, self.tokenizer, self.source, self.held = settings, tokenizer, source, held
+        self.counted = counted
         self.pairs = [read[number] for number in held[:SEARCHED].tolist()]
 
     def score(self, model: Transformer, whole: bool) -> Scored:
@@ -112,8 +115,9 @@ class _Held:
                 Sample("the model", "", ours, "s0"),
                 Sample("the data", "", row.target, "s2"),
             ]
+        cut = f" {self.counted[CUT]} did not end by themselves." if self.counted[CUT] else ""
         words = text(
-            f"{len(written)} held-out texts were translated, the likeliest token each time.", note=True
+            f"{len(written)} held-out texts were translated, the likeliest token each time.{cut}", note=True
         )
         return Scored(figures | plain, [("Translations", joined(words, samples(items)))])
 
@@ -126,6 +130,7 @@ class _Held:
             most = 2 * max(map(len, sources)) + 16
             answers = beam_search(model, sources, stops=self.tokenizer.stop_ids, beams=1, max_new_tokens=most)
             for i, own in zip(group, answers, strict=True):
+                self.counted[CUT] += not own[0].ended
                 found[i] = self.tokenizer.decode(own[0].ids).strip()
         return found
 

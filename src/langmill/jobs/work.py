@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from langmill.common.settings import FinetuneSettings, FinetuneTrainSettings
@@ -43,7 +44,8 @@ class Work:
     asks for the report's parts too.
     best: the figure by which the best checkpoint is chosen, `higher` or lower. what: the items' name in words.
     note: what the user should know of the items beside their counts. settle: writes into the model's settings what the
-    last figures, made with items held out, say of its use.
+    last figures, made with items held out, say of its use. owners: for each item the number of the text or question
+    whose window it is; None: each is one. limit: how texts were cut, where a use of the model can follow it.
     """
 
     model: Transformer
@@ -61,6 +63,18 @@ class Work:
     facts: dict[str, Any] = field(default_factory=dict)
     note: str = ""
     settle: Callable[[Transformer, Mapping[str, float]], None] | None = None
+    owners: Ints | None = None
+    limit: Limit | None = None
+
+    def count(self, items: Ints) -> int:
+        """How many texts, questions or pairs these items are of: one in several windows is several items."""
+        return len(items) if self.owners is None else len(np.unique(self.owners[items]))
+
+    def counted_in_words(self, items: Ints) -> str:
+        """The same for people, with the windows where there are more."""
+        count = self.count(items)
+        windows = f" ({len(items):,} windows)" if len(items) > count else ""
+        return f"{count:,} {self.what}{windows}"
 
 
 Prepare = Callable[[FinetuneSettings, Transformer, Tokenizer, Ledger, bool], Work]

@@ -92,7 +92,8 @@ def ids_of(loaded: Loaded, texts: Sequence[str | list[int]], field: str = "input
     """What the model reads of each text; Refused, with both numbers, for one that is too long. field: where they
     stand in the request."""
     frame, vocab = loaded.tokenizer.frame, loaded.model.config.vocab
-    words = iter(loaded.tokenizer.encode_batch([text for text in texts if isinstance(text, str)]))
+    given = loaded.made.given if loaded.made else str
+    words = iter(loaded.tokenizer.encode_batch([given(text) for text in texts if isinstance(text, str)]))
     found = []
     for number, text in enumerate(texts):
         ids = frame.one(next(words), number).ids if isinstance(text, str) else text
@@ -116,7 +117,7 @@ async def vectors_of(
     loaded: Loaded, ids: Sequence[Sequence[int]], dimensions: int | None = None
 ) -> list[Floats]:
     """The vectors of texts, in order. Refused where there are fewer numbers than `dimensions`, or the model fails."""
-    width = loaded.model.config.main.dim if hasattr(loaded.model.config, "main") else 0
+    width = loaded.made.width if loaded.made else 0
     if dimensions is not None and dimensions > width:
         raise Refused(f"dimensions is {dimensions}: this model's vectors have {width}", param="dimensions")
     found: list[Floats] = []

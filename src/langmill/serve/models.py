@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from langmill import __version__
-from langmill.apps.embed import pooling
+from langmill.apps.sentence import Finishing, Recipe, recipe
 from langmill.common.errors import ModelError, UsageError
 from langmill.common.settings import ServeSettings
 from langmill.families import peft
@@ -59,7 +59,8 @@ class Loaded:
     does: of DOES. window: tokens of a prompt and its answer, or of a text. fingerprint: of its files and this version.
     service: over its engine; None for what the functions of apps/ run, one at a time in a thread, behind `line`.
     reading: before long texts are made ids, in characters. closing: it takes no more requests. parent: of an adapter
-    that is kept beside another model, that one, whose engine knows it as `adapter`; `service` is None then.
+    that is kept beside another model, that one, whose engine knows it as `adapter`; `service` is None then. made: how
+    a text becomes a vector, of a model that makes them.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Loaded:
     closing: bool = False
     parent: Loaded | None = None
     adapter: int = 0
+    made: Recipe | None = None
     _grammars: Grammars | None = None
     _making: threading.Lock = field(default_factory=threading.Lock)
 
@@ -245,7 +247,7 @@ def _loaded(
     does = abilities(model.config, tokenizer, settings.zero_shot)
     if not does:
         raise ModelError(f"{where} does nothing that can be served: it neither writes nor reads texts")
-    service, window = None, model.config.length
+    service, window, made = None, model.config.length, None
     if "write" in does:
         length = places(model, settings.context, settings.slots, settings.kv_bits)
         engine = engine_for(
@@ -257,12 +259,13 @@ def _loaded(
             engine.adapt(one)
         service, window = Service(engine), engine.runner.length
     elif "embed" in does:
-        embedder = embedder_of(model, tokenizer, where, settings)
+        made = recipe(where, model, settings.pool)
+        embedder = embedder_of(model, tokenizer, made, settings)
         service = Service(Engine(None, tokenizer, embedder=embedder, queue_tokens=settings.queue_tokens))
         window = embedder.length
     return Loaded(
         name, where, model, tokenizer, does, window, int(time.time()), fingerprint(where, adapter),
-        *_lines(settings), service,
+        *_lines(settings), service, made=made,
     )  # fmt: skip
 
 
@@ -294,16 +297,16 @@ def abilities(config: Config, tokenizer: Tokenizer, zero_shot: bool) -> frozense
     return frozenset({"tag" if task == "tag" else "answer" if task == "answer" else "classify"})
 
 
-def embedder_of(model: Model, tokenizer: Tokenizer, where: str, settings: ServeSettings) -> Embedder:
+def embedder_of(model: Model, tokenizer: Tokenizer, made: Recipe, settings: ServeSettings) -> Embedder:
     """What makes a model's vectors of length 1, as `langmill embed` makes them."""
-    pool = pooling(resolve(where)) if settings.pool == "auto" else settings.pool
     if settings.bits == 8 or is_rounded(model):
         slow = why_not(model, tokenizer.frame)
         if settings.bits == 8:
             eight_bits(model)
         if slow is None:
-            return NativeEmbedder(model, pool)
-    return TorchEmbedder(model, pool)
+            native = NativeEmbedder(model, made.pool, normalise=not made.after, length=made.length)
+            return Finishing(native, made)
+    return Finishing(TorchEmbedder(model, made.pool, normalise=not made.after), made)
 
 
 def fingerprint(where: str, adapter: Path | None) -> str:
