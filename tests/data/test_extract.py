@@ -8,12 +8,13 @@ import threading
 import time
 from collections.abc import Iterator
 from email.message import EmailMessage
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from langmill.data.chats import Unusable
-from langmill.data.extract import decoded, html, mail, pdf
+from langmill.data.extract import NOTHING, decoded, html, mail, pdf
 from langmill.data.guard import Guard
 
 WORDS = "The garden behind the house was full of old apple trees, and nobody had cut them for years. "
@@ -185,3 +186,23 @@ def test_a_reader_that_is_killed_is_replaced_and_what_kills_it_alone_is_told(gua
             fresh.call("html", b"<html><body>" + b"<p>hello world this is it</p>" * 120_000)
         killer.join()
         assert fresh.call("html", PAGE.encode())
+
+
+@pytest.mark.parametrize(
+    "reason, full, tries", [("cannot be read", False, 2), (NOTHING, False, 1), (NOTHING, True, 2)]
+)
+def test_what_others_may_have_caused_is_tried_alone(
+    monkeypatch: pytest.MonkeyPatch, reason: str, full: bool, tries: int
+) -> None:
+    made, asked = Guard(1, 1 << 30), list[str]()
+
+    def call(self: Guard, name: str, *given: Any) -> Any:
+        asked.append(name)
+        self._full = full
+        raise Unusable(reason, "x")
+
+    monkeypatch.setattr(Guard, "_call", call)
+    made._pipe = SimpleNamespace(close=lambda: None)  # type: ignore[assignment]  # it has served others
+    with pytest.raises(Unusable):
+        made.call("html", b"x")
+    assert len(asked) == tries

@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from langmill.common.settings import PrepareSettings, WhySettings
-from langmill.jobs import prepare
+from langmill.common.settings import ForgetSettings, PrepareSettings, WhySettings
+from langmill.jobs import forget, prepare
 
 WORDS = "garden house apple tree river stone winter letter music window bread candle forest summer shoe road".split()
 
@@ -106,3 +106,35 @@ def test_what_was_kept_stays_when_sources_grow_and_the_difference_is_told(raw: P
     prepare.run(settings(raw, out, force=True, **asked), quiet=True)
     prepare.run(settings(raw, fresh, force=True, **asked), quiet=True)
     assert made(out) == made(fresh)
+
+
+def test_rows_that_moved_stay_too_and_what_stays_is_told(raw: Path, tmp_path: Path) -> None:
+    out, table = tmp_path / "out", raw / "rows.jsonl"
+    chain = sentence(0).split()
+    near = [
+        " ".join(chain),
+        " ".join([*chain[:-3], "one two three."]),
+        " ".join(["one two three", *chain[3:]]),
+    ]
+    rows(table, near[1], near[2], sentence(2))
+    asked = {"duplicates": {"near": 0.85}}
+    assert prepare.run(settings(raw, out, **asked), quiet=True).counts["documents"] == 13
+    rows(table, near[0], near[1], near[2], sentence(2))  # each of the old ones has another number now
+    grown = prepare.run(settings(raw, out, **asked), quiet=True)
+    assert "2 documents that an earlier run kept" in grown.text and grown.counts["documents"] == 13
+    assert "raw/rows.jsonl#00000001" not in ids(out)
+    told = prepare.why(WhySettings(folder=out, id="raw/rows.jsonl#3"))
+    assert (
+        "since an earlier run kept it; made from the beginning raw/rows.jsonl#00000001 would stay"
+        in told.text
+    )
+
+
+@pytest.mark.parametrize("duplicates", [{"near": None, "exact": False}, {}])
+def test_what_is_forgotten_before_there_is_a_keeper_goes(raw: Path, tmp_path: Path, duplicates: Any) -> None:
+    out = tmp_path / "out"
+    prepare.run(settings(raw, out, duplicates=duplicates), quiet=True)
+    for file in (tmp_path / "out.run" / "keepers").iterdir():
+        pq.write_table(pq.read_table(file)[:0], file)  # as a first run leaves it that could not read a unit
+    forget.run(ForgetSettings(folder=out, id=["raw/texts/3.txt"]), quiet=True)
+    assert len(ids(out)) == 129 and not any("texts/3.txt" in id for id in ids(out))

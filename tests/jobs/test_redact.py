@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from email.message import EmailMessage
 from pathlib import Path
@@ -71,6 +72,17 @@ def test_numbers_names_of_fields_and_tables_without_a_head(tmp_path: Path) -> No
         redact(two)
     bare = put(tmp_path / "c.csv", "joe@example.com,1\nann@example.com,2\n")
     assert redact(bare, redact={"policy": "label"}).text == "[EMAIL],1\n[EMAIL],2\n"
+
+
+def test_a_table_keeps_what_parts_its_cells(tmp_path: Path) -> None:
+    table = put(
+        tmp_path / "t.csv", 'name;note\n"Doe; Joe";"says ""hi"" to joe@example.com"\nAnn;"two\nlines"\n'
+    )
+    redact(table, out=tmp_path / "o.csv", field=["note"])
+    with open(tmp_path / "o.csv", encoding="utf-8", newline="") as file:
+        found = list(csv.reader(file, delimiter=";"))
+    assert found[0] == ["name", "note"] and found[1][0] == "Doe; Joe" and found[2] == ["Ann", "two\nlines"]
+    assert found[1][1].startswith('says "hi" to ') and "joe@example.com" not in found[1][1]
 
 
 def test_fields_alone(tmp_path: Path) -> None:

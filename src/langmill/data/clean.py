@@ -28,7 +28,8 @@ from langmill.data.units import KEPT, READ, Amount, Flow, Flows, amount, flows_o
 EXACT, NEAR = "exact_duplicates", "near_duplicates"
 OVER_ALL = (EXACT, NEAR, boilerplate.NAME, mixture.NAME)  # steps that no unit holds
 REASONS = {EXACT: "the same text as another", NEAR: "nearly the same text as another"}
-# anew: whether a run from the beginning would keep it, and what stays for it is of an earlier run.
+# anew: whether a run from the beginning would keep it, and what stays for it is of an earlier run. No step: it stays
+# itself since an earlier run kept it, where one from the beginning would keep `of`.
 COPIES = pa.schema(
     [("id", pa.large_string()), ("step", pa.string()), ("of", pa.large_string()), ("anew", pa.bool_())]
 )
@@ -71,10 +72,10 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Copies:
-    """table: what goes, as COPIES. codes: for each unit 0: stays, 1: exact, 2: near copy. counts: pairs `compared` and
-    `similar`, texts `left` without being compared with all (see dedup.Duplicates); where an earlier run's texts stay,
-    `earlier` ones that a run from the beginning would leave out, and `anew` those that it would keep. keepers: what
-    stays, as KEEPERS."""
+    """table: what goes, and what stays although a run from the beginning would leave it out, as COPIES. codes: for each
+    unit 0: stays, 1: exact, 2: near copy. counts: pairs `compared` and `similar`, texts `left` without being compared
+    with all (see dedup.Duplicates); where an earlier run's texts stay, `earlier` ones that a run from the beginning
+    would leave out, and `anew` those that it would keep. keepers: what stays, as KEEPERS."""
 
     table: pa.Table
     codes: list[NDArray[np.int8]]
@@ -108,6 +109,10 @@ def copies(folders: Sequence[Path], settings: DuplicateSettings, earlier: pa.Tab
         steps = pa.array([EXACT if code == 1 else NEAR for code in codes[gone]], pa.string())
         columns = [ids.take(pa.array(gone)), steps, ids.take(pa.array(of[gone])), pa.array(anew_N[gone] < 0)]
         table = pa.table(columns, COPIES.names).cast(COPIES)
+        late = np.flatnonzero(stays_N & (anew_N >= 0))
+        nothing = pa.nulls(len(late), pa.string()), pa.array(np.zeros(len(late), np.bool_))
+        more = [ids.take(pa.array(late)), nothing[0], ids.take(pa.array(anew_N[late])), nothing[1]]
+        table = pa.concat_tables([table, pa.table(more, COPIES.names).cast(COPIES)])
         keepers = pa.table([ids.filter(pa.array(stays_N)), pa.array(hash_N[stays_N])], KEEPERS)
     ends = np.cumsum(sizes)
     parts = [codes[end - size : end] for size, end in zip(sizes, ends, strict=True)]
@@ -115,10 +120,17 @@ def copies(folders: Sequence[Path], settings: DuplicateSettings, earlier: pa.Tab
 
 
 def _there(ids: Any, hash_N: NDArray[np.uint64], earlier: pa.Table) -> NDArray[np.bool_]:
-    """(N,) which texts are among the earlier ones: of the same id, and the same still."""
+    """(N,) which texts are among the earlier ones: those of the same id and, where that is another's by now since rows
+    or files moved, the first of the same text."""
+    if not len(earlier):
+        return np.zeros(len(ids), np.bool_)
     places = pc.index_in(ids, earlier["id"].combine_chunks())
-    found, at = places.is_valid().to_numpy(False), pc.fill_null(places, 0).to_numpy(False)
-    return found & (earlier["hash"].to_numpy()[at] == hash_N) if len(earlier) else found
+    there, at = places.is_valid().to_numpy(False), pc.fill_null(places, 0).to_numpy(False)
+    hashes = earlier["hash"].to_numpy()
+    found: NDArray[np.bool_] = there & (hashes[at] == hash_N)
+    moved = np.flatnonzero(np.isin(hash_N, np.setdiff1d(hashes, hash_N[found])))
+    found[moved[np.unique(hash_N[moved], return_index=True)[1]]] = True
+    return found
 
 
 def flows(folders: Sequence[Path]) -> Sources:

@@ -35,6 +35,7 @@ _ESCAPED = ("iso-2022", "hz", "utf-7")  # encodings in ASCII
 _SIDE_BY_SIDE = re.compile(rb"[\x80-\xff]{2}")
 _FEW = 10  # of so many characters that are not ASCII one may be broken
 _BROKEN = 100  # a text of which one character in so many is none was read wrongly
+NOTHING = "no text in the page"
 _SPACE = re.compile(r"[ \t]+\n")
 
 
@@ -56,7 +57,7 @@ def html(data: bytes, charset: str = "") -> Found:
     if (robots := _ROBOTS.search(head)) and (asked := _CONTENT.search(robots[0])):
         meta["robots"] = asked[1].strip()
     if page.isspace() or not page:
-        raise Unusable("no text in the page", "the file is empty")
+        raise Unusable(NOTHING, "the file is empty")
     try:
         import trafilatura
     except ImportError:
@@ -65,7 +66,7 @@ def html(data: bytes, charset: str = "") -> Found:
     text = trafilatura.extract(page.replace("\0", ""), include_comments=False, include_tables=True)
     if not text:
         raise Unusable(
-            "no text in the page",
+            NOTHING,
             "no main text was found, or its elements stand too deep in each other, or one holds 10 MB of text",
         )
     return [(text, meta)]

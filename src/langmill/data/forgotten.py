@@ -94,6 +94,8 @@ def purge(folder: Path, hashes: set[str], key: bytes, shape: Shape | None) -> in
     with ParquetFile(folder / "dropped.parquet") as file:
         dropped = file.read()
     left = np.array([known_as(key, i) not in hashes for i in dropped["id"].to_pylist()], bool)
+    blank = pc.and_(pc.equal(dropped["text"], ""), pc.equal(dropped["meta"], "{}"))
+    left |= np.array(blank.to_pylist(), bool)  # what was forgotten before counts no more
     gone = sum(int((~mask).sum()) for mask in stay) + int((~left).sum())
     if not gone:
         return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
+import os
 import signal
 from multiprocessing.connection import Connection
 from types import TracebackType
@@ -11,7 +12,7 @@ from typing import Any, Self
 
 from langmill.common.errors import MissingExtra
 from langmill.data.chats import Unusable
-from langmill.data.extract import EXTRACT, Found
+from langmill.data.extract import EXTRACT, NOTHING, Found
 
 _LONG, _LARGE, _CRASHED = "took too long to read", "took too much memory to read", "crashed its reader"
 _PATIENCE = 10  # times the seconds of the processor that a call may last
@@ -22,15 +23,16 @@ class Guard:
     """`with Guard(seconds, memory) as guard: guard.call("html", data)`.
 
     The process starts with the first call, and anew after one that took too much: that document is Unusable, and what
-    comes after it is not touched. What it has no memory for, or crashes on, after others is tried again in a new one:
-    only what fails alone is Unusable. The limit of memory needs Linux; without timers (Windows) the
-    seconds are those of the clock, times ten.
+    comes after it is not touched. What it fails at after others is tried again in a new one, since memory that others
+    left can be missing under any name: only what fails alone is Unusable. A page without text is, where there was
+    room. The limit of memory needs Linux; without timers (Windows) the seconds are those of the clock, times ten.
     """
 
     def __init__(self, seconds: float, memory: int) -> None:
         self.seconds, self.memory = seconds, memory
         self._process: Any = None
         self._pipe: Connection | None = None
+        self._full = False  # whether the process holds more than half of what it may
 
     def __enter__(self) -> Self:
         return self
@@ -41,7 +43,7 @@ class Guard:
         try:
             return self._call(name, *given)
         except Unusable as error:
-            if alone or error.reason not in (_LARGE, _CRASHED):
+            if alone or error.reason == _LONG or (error.reason == NOTHING and not self._full):
                 raise
         self._stop()
         return self._call(name, *given)
@@ -53,7 +55,7 @@ class Guard:
             if not pipe.poll(self.seconds * _PATIENCE):
                 self._stop()
                 raise Unusable(_LONG, f"more than {self.seconds * _PATIENCE:g} s without using the processor")
-            done, value = pipe.recv()
+            done, value, self._full = pipe.recv()
         except (EOFError, OSError):
             code = self._stop()
             if code is not None and code == -getattr(signal, "SIGPROF", 0):
@@ -143,9 +145,18 @@ def _serve(pipe: Connection, seconds: float, memory: int) -> None:
             answer = ("unusable", ("cannot be read", f"{type(error).__name__}: {error}"[:400]))
         _alarm(0)
         try:
-            pipe.send(answer)
+            pipe.send((*answer, _size() > memory // 2))
         except OSError:  # nobody waits for it any more
             return
+
+
+def _size() -> int:
+    """The address space of this process, which its limit is of; 0 where the system does not tell."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
 
 
 def _alarm(seconds: float) -> None:

@@ -201,14 +201,13 @@ def compose(
             "statistics": statistics.as_dict(),
         }
         write_json(fresh / MANIFEST, value, "prepared text", VERSION)
-        pq.write_table(pa.concat_tables([found.table, late]), run / prepare_report.COPIED)
+        _store(pa.concat_tables([found.table, late]), run / prepare_report.COPIED)
         _errors(run, plan, folders)
         _remember(run, fresh, parts, bool(whole.steps))
         # Where units are missing, what stays for their texts is not settled: a run that has all decides.
         keepers = found.keepers if not plan["failed"] else earlier or clean.KEEPERS.empty_table()
         stays = run / KEEPERS / f"{sha256(fresh / MANIFEST)}.parquet"
-        stays.parent.mkdir(exist_ok=True)
-        pq.write_table(keepers, stays)
+        _store(keepers, stays)
         prepare_report.write(fresh, value, run, folders)
     for file in stays.parent.iterdir():
         if file != stays:
@@ -225,11 +224,15 @@ def _earlier(settings: PrepareSettings, run: Path) -> pa.Table | None:
     if manifest(settings.out)["settings"] != _settings(settings) or not stays.is_file():
         return None
     kept, gone, key = pq.read_table(stays), set(load(run)["hashes"]), key_of(run)
-    return (
-        kept.filter(pa.array([known_as(key, id) not in gone for id in kept["id"].to_pylist()]))
-        if gone
-        else kept
-    )
+    stay = pa.array([known_as(key, id) not in gone for id in kept["id"].to_pylist()], pa.bool_())
+    return kept.filter(stay)
+
+
+def _store(table: pa.Table, file: Path) -> None:
+    """Write a table so that a reader, or a crash, meets the old one or the new, whole."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    atomic_write(file, sink.getvalue().to_pybytes())
 
 
 def manifest(out: Path) -> dict[str, Any]:

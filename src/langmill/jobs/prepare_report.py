@@ -260,6 +260,7 @@ def _copied(run: Path, folders: Sequence[Path]) -> Iterator[tuple[str, Html]]:
     if not folders or not (run / COPIED).is_file():
         return
     gone = pq.read_table(run / COPIED)
+    gone = gone.filter(pc.is_valid(gone["step"]))  # the others stay
     for step in sorted(pc.unique(gone["step"]).to_pylist()):
         own = gone.filter(pc.equal(gone["step"], step))
         some = own.take(sorted({i * (len(own) - 1) // (EACH - 1) for i in range(EACH)})).to_pylist()

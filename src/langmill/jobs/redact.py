@@ -16,6 +16,7 @@ from typing import Any
 from langmill.apps.texts import fresh
 from langmill.common.errors import DataError, MissingExtra, UsageError
 from langmill.common.metrics import Report
+from langmill.common.plain import delimiter
 from langmill.common.privacy_settings import RedactionSettings
 from langmill.common.progress import track
 from langmill.common.settings import RedactSettings
@@ -212,10 +213,13 @@ class _Work:
 
     def _table(self, file: Path, stream: Any) -> Iterator[str]:
         csv.field_size_limit(LARGEST)
-        delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
-        reader = csv.reader(stream, delimiter=delimiter)
+        head = stream.readline()
+        mark = delimiter(head, self.fields) if self.fields or "," not in head else ","
+        mark = "\t" if file.suffix.lower() == ".tsv" else mark
+        stream.seek(0)
+        reader = csv.reader(stream, delimiter=mark)
         line = io.StringIO()
-        writer = csv.writer(line, delimiter=delimiter, lineterminator="")
+        writer = csv.writer(line, delimiter=mark)  # its ends of lines are what it quotes
         heads: list[str] | None = None
         try:
             for row in reader:
@@ -232,7 +236,7 @@ class _Work:
                         for v, n in zip(row, names, strict=False)
                     ]
                 writer.writerow(row)
-                yield line.getvalue() + ("\r\n" if stream.newlines == "\r\n" else "\n")
+                yield line.getvalue().removesuffix("\r\n") + ("\r\n" if stream.newlines == "\r\n" else "\n")
                 line.seek(0)
                 line.truncate()
         except csv.Error as reason:

@@ -47,7 +47,11 @@ def told(out: Path, asked: str) -> Report:
     copies = {row["id"]: row for row in _copies(run, [row["id"] for row in found])}
     for row in found:
         copy = copies.get(row["id"])
-        if copy and row["became"] == "kept":
+        if copy and copy["step"] is None and row["became"] == "kept":
+            row["why"] = (
+                f"since an earlier run kept it; made from the beginning {copy['of']} would stay instead"
+            )
+        elif copy and row["became"] == "kept":
             told = f": a copy of {copy['of']}, which stays" if copy["of"] is not None else ""
             told += " since an earlier run kept it" if copy.get("anew") else ""
             row |= {"became": "dropped", "why": copy["step"] + told}
@@ -127,7 +131,7 @@ def _lines(row: dict[str, Any], steps: list[str], place: str | None) -> list[str
     lines = [row["id"]]
     lines += [f"  {name}: passed" for name in (["read", *through] if step != "read" else [])]
     lines.append(
-        f"  kept: {place}"
+        f"  kept: {place}" + (f", {row['why']}" if row["why"] else "")
         if row["became"] == "kept" and place
         else f"  {row['became']}: {row['why']}".rstrip(": ")
     )
