@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from langmill.common.errors import DataError, MissingExtra, UsageError
 from langmill.data.pipeline import Ledger
 from langmill.data.readers import MAX_ROW
-from langmill.data.streams import BROKEN, CHUNK, lines, no_text, open_bytes
+from langmill.data.streams import BROKEN, CHUNK, lines, lost, no_text, open_bytes
 
 Message = dict[str, Any]
 SHAREGPT = {
@@ -313,9 +313,7 @@ def _jsonl(file: Path, ledger: Ledger) -> Iterator[tuple[int, Any, int]]:
                     else:
                         yield number, value, size
     except BROKEN as error:
-        rest = (
-            file.stat().st_size if not number and file.exists() else 0
-        )  # of a file that begins well nobody knows
+        rest = lost(file, number > 0)
         ledger.reject(
             source, f"{source}:{number + 1}", "file is damaged from here on", rest, detail=str(error)
         )
@@ -355,7 +353,7 @@ def _parquet(file: Path, ledger: Ledger) -> Iterator[tuple[int, Any, int]]:
                     else:
                         yield number, row, len(json.dumps(row, default=str))
     except (pyarrow.ArrowException, *BROKEN) as error:
-        rest = file.stat().st_size if not number and file.exists() else 0
+        rest = lost(file, number > 0)
         ledger.reject(
             source, f"{source}:{number + 1}", "file is damaged from here on", rest, detail=str(error)
         )

@@ -101,18 +101,16 @@ def copies(folders: Sequence[Path], settings: DuplicateSettings, earlier: pa.Tab
         codes[found.near_N >= 0] = 2
         codes[found.exact_N >= 0] = 1 if settings.exact else 2
         anew_N = found.anew_N if found.anew_N is not None else np.where(codes, of, -1)
-        stays_N, gone = codes == 0, np.flatnonzero(codes)
+        stays_N = codes == 0
         counts = {
             "compared": found.compared, "similar": found.similar, "left": found.left,
             "earlier": int((stays_N & (anew_N >= 0)).sum()), "anew": int((~stays_N & (anew_N < 0)).sum()),
         }  # fmt: skip
-        steps = pa.array([EXACT if code == 1 else NEAR for code in codes[gone]], pa.string())
-        columns = [ids.take(pa.array(gone)), steps, ids.take(pa.array(of[gone])), pa.array(anew_N[gone] < 0)]
+        told = np.flatnonzero(~stays_N | (anew_N >= 0))
+        steps = pa.array([(None, EXACT, NEAR)[code] for code in codes[told]], pa.string())
+        for_it = ids.take(pa.array(np.where(stays_N, anew_N, of)[told]))
+        columns = [ids.take(pa.array(told)), steps, for_it, pa.array(~stays_N[told] & (anew_N[told] < 0))]
         table = pa.table(columns, COPIES.names).cast(COPIES)
-        late = np.flatnonzero(stays_N & (anew_N >= 0))
-        nothing = pa.nulls(len(late), pa.string()), pa.array(np.zeros(len(late), np.bool_))
-        more = [ids.take(pa.array(late)), nothing[0], ids.take(pa.array(anew_N[late])), nothing[1]]
-        table = pa.concat_tables([table, pa.table(more, COPIES.names).cast(COPIES)])
         keepers = pa.table([ids.filter(pa.array(stays_N)), pa.array(hash_N[stays_N])], KEEPERS)
     ends = np.cumsum(sizes)
     parts = [codes[end - size : end] for size, end in zip(sizes, ends, strict=True)]
@@ -208,17 +206,12 @@ def write(
             stays = batch.filter(pa.array(code == 0)) if code.any() else batch
             if last.steps:
                 stays, dropped = last(stays, mine)
-                rows = pa.table({"id": dropped["id"], "step": dropped["dropped"]})
-                for name in ("of", "anew"):
-                    rows = rows.append_column(
-                        COPIES.field(name), pa.nulls(len(rows), COPIES.field(name).type)
-                    )
-                left_out.append(rows.cast(COPIES))
+                left_out.append(dropped.rename_columns(["id", "step"]))
             if len(stays):
                 writer.write(stays)
                 statistics.take(stays)
     writer.close()
-    return writer.parts, statistics, pa.concat_tables(left_out)
+    return writer.parts, statistics, pa.concat_tables(left_out, promote_options="permissive").cast(COPIES)
 
 
 def check(sources: Mapping[str, Flows], parts: Sequence[Mapping[str, Any]]) -> None:

@@ -75,11 +75,16 @@ class Examples:
         return sum(int(self.trained[self.starts[i] + 1 : self.starts[i + 1]].sum()) for i in chosen.tolist())
 
 
+def hash_of(content: bytes) -> int:
+    """By which it is decided on which side of a split a content stands; it fits a signed word."""
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little") >> 1
+
+
 def apart(contents: Iterable[bytes], holdout: float) -> tuple[Ints, Ints]:
     """(training, held-out) numbers by the hash of each content, so that equal ones stand on one side."""
     every = list(contents)
-    digests = {content: hashlib.blake2b(content, digest_size=8).digest() for content in set(every)}
-    hashes = np.array([int.from_bytes(digests[content], "little") >> 1 for content in every], dtype=np.int64)
+    digests = {content: hash_of(content) for content in set(every)}
+    hashes = np.array([digests[content] for content in every], dtype=np.int64)
     order = np.unique(hashes)
     none = holdout == 0 or len(order) < 2
     count = 0 if none else min(len(order) - 1, max(1, round(holdout * len(order))))

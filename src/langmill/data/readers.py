@@ -23,7 +23,7 @@ from langmill.common.errors import DataError, MissingExtra, UsageError
 from langmill.common.files import written_here
 from langmill.common.settings import DataSettings
 from langmill.data.pipeline import Ledger
-from langmill.data.streams import BROKEN, CHUNK, COMPRESSED, first_bad_byte, lines, no_text, open_bytes
+from langmill.data.streams import BROKEN, CHUNK, COMPRESSED, first_bad_byte, lines, lost, no_text, open_bytes
 from langmill.text.document import Document
 
 MAX_ROW = 16 << 20  # bytes of one row of JSONL, CSV or Parquet: a longer one is rejected
@@ -59,8 +59,7 @@ class _Reading:
         it is, as 0 bytes."""
         opened = not isinstance(error, PermissionError | FileNotFoundError | IsADirectoryError)
         reason = "file is damaged from here on" if opened else "cannot be opened"
-        size = self.file.stat().st_size if whole and self.file.exists() else 0
-        self.reject(place, reason, size, "", str(error).partition("\n")[0])
+        self.reject(place, reason, lost(self.file, not whole), "", str(error).partition("\n")[0])
 
 
 def read(paths: Sequence[str | Path], settings: DataSettings, ledger: Ledger) -> Iterator[Document]:

@@ -17,6 +17,12 @@ FEW_ZEROS = 10  # text holds at most one zero byte in so many
 BROKEN = (OSError,)  # what reading a damaged or unreadable file raises
 
 
+def lost(file: Path, begun: bool) -> int:
+    """Bytes to count for a file that cannot be read on: all of it, or 0 where it has begun, since nobody knows how long
+    the rest is."""
+    return 0 if begun or not file.exists() else file.stat().st_size
+
+
 def open_bytes(file: Path) -> io.BufferedReader:
     """The file's bytes, decompressed where its name says so; reading raises one of BROKEN at damage."""
     name = file.name.lower()

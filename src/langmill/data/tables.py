@@ -15,7 +15,7 @@ from typing import Any
 from langmill.common.plain import delimiter
 from langmill.data.pipeline import Ledger
 from langmill.data.readers import MAX_ROW
-from langmill.data.streams import BROKEN, lines, no_text, open_bytes
+from langmill.data.streams import BROKEN, lines, lost, no_text, open_bytes
 
 Rows = Iterator[tuple[int | str, Any, int]]
 _TOO_LONG = f"row longer than {MAX_ROW >> 20} MiB"
@@ -72,7 +72,7 @@ def table_rows(file: Path, ledger: Ledger, wanted: Sequence[str], quoted: bool) 
                         yield first, dict(zip(header, cells, strict=True)), size
                 size = 0
     except BROKEN as error:
-        size = size if number or not file.exists() else file.stat().st_size
+        size = size if number else lost(file, False) or size
         ledger.reject(source, f"{source}:{number + 1}", _DAMAGED, size, detail=str(error))
 
 
@@ -106,7 +106,7 @@ def tagged_sentences(file: Path, ledger: Ledger) -> Rows:
                     words.append(columns[0])
                     tags.append(columns[-1])
     except BROKEN as error:
-        size = size if number or not file.exists() else file.stat().st_size
+        size = size if number else lost(file, False) or size
         ledger.reject(source, f"{source}:{number + 1}", _DAMAGED, size, detail=str(error))
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Collection, Hashable, Iterable, Sequence
 
 import numpy as np
 
 from langmill.data.batches import Ints
+from langmill.data.examples import hash_of
 
 NAMED = 10  # labels that a sentence lists
 
@@ -25,7 +25,7 @@ def stratified(keys: Sequence[bytes], labels: Sequence[Collection[str]], holdout
         groups.setdefault(key, set()).update(own)
     none = holdout == 0 or len(groups) < 2
     count = 0 if none else min(len(groups) - 1, max(1, round(holdout * len(groups))))
-    order = sorted(groups, key=_hash, reverse=True)
+    order = sorted(groups, key=hash_of, reverse=True)
     total = Counter(label for own in groups.values() for label in own)
     left, held, seen = total.copy(), set[bytes](), set[str]()
 
@@ -59,10 +59,6 @@ def _by_shares(order: Sequence[bytes], groups: dict[bytes, set[str]], total: Cou
         place[key] = (rank[stratum[key]] + 0.5) / sizes[stratum[key]]
         rank[stratum[key]] += 1
     return sorted(order, key=place.__getitem__)
-
-
-def _hash(key: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
 
 
 def unscored(labels: Sequence[Collection[str]], held: Collection[int]) -> str:
