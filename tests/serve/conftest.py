@@ -220,11 +220,9 @@ def _starter() -> Iterator[Callable[..., Running]]:
 @pytest.fixture(autouse=True)
 def heard(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """Let caplog hear the server, whatever a test of this process did to logging before."""
-    LOG.propagate = False
-    LOG.addHandler(caplog.handler)
+    LOG.handlers, LOG.propagate = [caplog.handler], False
     yield
-    LOG.removeHandler(caplog.handler)
-    LOG.propagate = True
+    LOG.handlers, LOG.propagate = [], True
 
 
 @pytest.fixture
