@@ -4,12 +4,12 @@
     scripts/bench labels topic     20 newsgroups, the published train and test: accuracy
     scripts/bench labels sentiment Chinese reviews, 5 folds: accuracy (--model: one pretrained on Chinese)
 
-    [--folds N] [--rows N] [--epochs 2] [--length 256] [--long window] [--dropout 0.1] [--holdout 0.1]
-    [--model FOLDER] [--threads 2] [--keep FOLDER]
+    [--folds N] [--rows N] [--epochs 2] [--length 256] [--long truncate] [--dropout 0.1] [--holdout 0.1]
+    [--rate 1e-4] [--model FOLDER] [--threads 2] [--keep FOLDER]
 
 The model (MiniLM, asset `minilm`, unless --model names another) is fine-tuned by `langmill finetune`, which chooses its
-checkpoint on --holdout of the training texts; it learns from the first tokens of each text and reads test texts whole,
-window by window (--long truncate: the first tokens alone). The peer's regularisation is chosen on a tenth
+checkpoint on --holdout of the training texts; it learns from the first --length tokens of each text and reads as many
+of a test text (--long window: the whole text, window by window). The peer's regularisation is chosen on a tenth
 of them, and it is then fitted to all of them. Prints one JSON object: scores by fold, the mean, and the paired 95 %
 bootstrap interval of the difference over all test texts. `folds` may be fewer than 5: then the first ones are run. What
 a fold said is kept in FOLDER beside its model, and what is there is not run again: a bench that was stopped goes on.
@@ -109,7 +109,8 @@ def taught(
     write_rows(scratch / "train.jsonl", ({"text": row["text"], "label": row["label"]} for row in train))
     words = [
         f"num_train_epochs={options.epochs}", f"tasks.length={options.length}", f"threads={options.threads}",
-        f"holdout={options.holdout}", "compile=false", "tasks.long_texts=truncate", f"dropout={options.dropout}", *more,
+        f"holdout={options.holdout}", "compile=false", "tasks.long_texts=truncate", f"dropout={options.dropout}",
+        f"learning_rate={options.rate}", *more,
     ]  # fmt: skip
     given = {"model": start, "task": "classify", "data": [str(scratch / "train.jsonl")], "out": out}
     return finetune.run(configure(FinetuneSettings, None, words, **given), quiet=False).figures
@@ -171,9 +172,10 @@ def main() -> int:
     parser.add_argument("--rows", type=int, help="so many rows alone, to see that this file works")
     parser.add_argument("--epochs", type=float, default=2)
     parser.add_argument("--length", type=int, default=256)
-    parser.add_argument("--long", choices=("window", "truncate"), default="window")
+    parser.add_argument("--long", choices=("truncate", "window"), default="truncate")
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--holdout", type=float, default=0.1)
+    parser.add_argument("--rate", type=float, default=1e-4)
     parser.add_argument("--model")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--keep", type=Path)

@@ -12,7 +12,8 @@ from langmill.families import folder as folders
 from langmill.model.config import Head, ModelConfig, StackConfig, Tokens
 from langmill.model.init import init_
 from langmill.model.transformer import Transformer
-from langmill.text.tokenizer import Specials, Tokenizer
+from langmill.text.specials import Specials
+from langmill.text.tokenizer import Tokenizer
 
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"

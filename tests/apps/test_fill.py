@@ -19,7 +19,8 @@ from langmill.common.errors import DataError, ModelError, UsageError
 from langmill.common.settings import GenerateSettings
 from langmill.families import folder as folders
 from langmill.text.mask import Masks
-from langmill.text.tokenizer import Specials, Tokenizer
+from langmill.text.specials import Specials
+from langmill.text.tokenizer import Tokenizer
 from langmill.text.training import MARKS
 
 TEXTS = [

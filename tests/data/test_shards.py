@@ -86,7 +86,7 @@ def test_a_large_vocabulary_needs_wider_numbers(tmp_path: Path) -> None:
     from tokenizers import Tokenizer as Backend
     from tokenizers import models
 
-    from langmill.text.tokenizer import Specials
+    from langmill.text.specials import Specials
 
     vocab = {f"w{i}": i for i in range(70_000)} | {"cat": 70_000}
     tokenizer = Tokenizer(Backend(models.WordLevel(vocab, unk_token="w0")), Specials(eos=1))

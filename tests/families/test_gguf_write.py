@@ -27,7 +27,8 @@ from langmill.model.config import RopeScaling  # noqa: E402
 from langmill.model.layers import Int4Embedding, Int4Linear, Int8Embedding, Int8Linear  # noqa: E402
 from langmill.model.replace import replace  # noqa: E402
 from langmill.model.transformer import Transformer  # noqa: E402
-from langmill.text.tokenizer import Specials, Tokenizer  # noqa: E402
+from langmill.text.specials import Specials  # noqa: E402
+from langmill.text.tokenizer import Tokenizer  # noqa: E402
 
 SHAPE = {"hidden_size": 64, "intermediate_size": 96, "vocab_size": 300, "head_dim": 16}
 TINY: dict[str, dict[str, Any]] = {

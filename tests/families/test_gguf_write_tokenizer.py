@@ -18,7 +18,8 @@ from tokenizers import Tokenizer as Backend
 from langmill.common.errors import ModelError
 from langmill.families.gguf_tokenizer import build
 from langmill.families.gguf_write_tokenizer import NORMALIZER, entries
-from langmill.text.tokenizer import Specials, Tokenizer
+from langmill.text.specials import Specials
+from langmill.text.tokenizer import Tokenizer
 
 
 def byte_level(

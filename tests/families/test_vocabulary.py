@@ -183,4 +183,5 @@ def test_what_to_do_without_one(tmp_path: Path) -> None:
     (tmp_path / "spiece.model").write_bytes(b"")
     assert "spiece.model, which is not read here" in vocabulary.missing(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "marian"}))
-    assert "opus-mt" in vocabulary.missing(tmp_path)
+    (tmp_path / "vocab.json").write_text("{}")
+    assert "it lacks source.spm, target.spm: fetch it again" in vocabulary.missing(tmp_path)

@@ -28,7 +28,8 @@ from langmill.serve.connections import config_of
 from langmill.serve.logs import LOG
 from langmill.serve.state import State, open_state
 from langmill.serve.tls import scheme_of
-from langmill.text.tokenizer import Specials, Tokenizer
+from langmill.text.specials import Specials
+from langmill.text.tokenizer import Tokenizer
 
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"

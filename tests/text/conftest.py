@@ -8,7 +8,8 @@ import pytest
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Backend
 
-from langmill.text.tokenizer import Specials, Tokenizer
+from langmill.text.specials import Specials
+from langmill.text.tokenizer import Tokenizer
 
 TEXTS = [
     "The quick brown fox jumps over the lazy dog, says Marie Curie of Paris. Who was born in Warsaw? She was.",

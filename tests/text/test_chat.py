@@ -16,7 +16,8 @@ from transformers import PreTrainedTokenizerFast
 
 from langmill.common.errors import DataError, ModelError
 from langmill.text.chat import chat_ids, render
-from langmill.text.tokenizer import Specials, Tokenizer
+from langmill.text.specials import Specials
+from langmill.text.tokenizer import Tokenizer
 
 SPECIALS = [
     "<s>", "</s>", "<|im_start|>", "<|im_end|>", "[INST]", "[/INST]", "<|header|>", "<|/header|>", "<|eot|>",

@@ -12,7 +12,8 @@ from tokenizers import models, processors
 
 from langmill.common.errors import ModelError
 from langmill.text.frames import frame_of
-from langmill.text.tokenizer import Specials, Tokenizer
+from langmill.text.specials import Specials
+from langmill.text.tokenizer import Tokenizer
 
 PAIRS = (
     ("Who was born in Warsaw?", "Marie Curie of Paris."),

@@ -15,7 +15,8 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as Backend
 
 from langmill.common.errors import DataError, ModelError, UsageError
-from langmill.text.tokenizer import Specials, Tokenizer
+from langmill.text.specials import Specials
+from langmill.text.tokenizer import Tokenizer
 from langmill.text.training import SPECIALS
 
 TEXTS = (

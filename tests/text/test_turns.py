@@ -13,7 +13,8 @@ from tokenizers import Tokenizer as Backend
 
 from langmill.common.errors import DataError, ModelError
 from langmill.text.chat import chat_ids
-from langmill.text.tokenizer import Specials, Tokenizer
+from langmill.text.specials import Specials
+from langmill.text.tokenizer import Tokenizer
 from langmill.text.turns import Example, chat_example, completion_example
 
 CHATML = (

@@ -19,7 +19,8 @@ from tokenizers import Tokenizer as Backend
 
 from langmill.common.errors import ModelError
 from langmill.families.gguf_file import scalar
-from langmill.text.tokenizer import Specials, Tokenizer
+from langmill.text.specials import Specials
+from langmill.text.tokenizer import Tokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 SPACE = "\u2581"

@@ -29,7 +29,8 @@ from langmill.families.gguf_tokenizer import (
     USER_DEFINED,
 )
 from langmill.text.chat import chat_ids
-from langmill.text.tokenizer import TURN_ENDS, Tokenizer
+from langmill.text.specials import TURN_ENDS
+from langmill.text.tokenizer import Tokenizer
 
 OTHERWISE = "take --to hf, or train a tokenizer of kind bpe"
 # What llama.cpp has no key for: a normal form other than the one that a pre-tokenizer's name stands for, and whether

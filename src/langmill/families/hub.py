@@ -15,7 +15,7 @@ from langmill.common.errors import ModelError, UsageError
 _ID = re.compile(
     r"(?P<repo>\w[\w.-]*/\w[\w.-]*?)(?:/(?P<file>(?:\w[\w. -]*/)*\w[\w. -]*\.gguf))?(?:@(?P<revision>\w[\w./-]*))?"
 )
-FETCHED = ["*.safetensors", "*.json", "*.jinja", "vocab.txt", "merges.txt"]
+FETCHED = ["*.safetensors", "*.json", "*.jinja", "vocab.txt", "merges.txt", "*.spm", "spiece.model"]
 NOT_FETCHED = [
     "*/*",
     "consolidated*",

@@ -1,12 +1,16 @@
-"""The tokenizer of a model folder: its tokenizer.json, or the older files of BERT's, RoBERTa's and GPT-2's kinds.
+"""The tokenizer of a model folder: its tokenizer.json, or the older files of BERT's, RoBERTa's, GPT-2's, T5's and
+Marian's kinds.
 
 A vocab.txt alone is WordPiece (Devlin et al. 2018), a vocab.json with merges.txt byte-level BPE (Radford et al. 2019);
-what stands around a text is what the classes of transformers of those names put there.
+spiece.model holds SentencePiece's pieces, as do source.spm and target.spm, a list for each language over the ids of one
+vocab.json. What stands around a text is what the classes of transformers of those names put there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +18,11 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from langmill.common.errors import ModelError
+from langmill.families import sentencepiece
 from langmill.families.folder import read_config
 from langmill.families.hub import resolve
-from langmill.text.tokenizer import Tokenizer, read_specials
+from langmill.text.specials import read_specials
+from langmill.text.tokenizer import SENTINELS, Tokenizer
 
 CLASSES = {  # the kind that each of transformers' classes makes
     "BertTokenizer": "bert",
@@ -24,12 +30,20 @@ CLASSES = {  # the kind that each of transformers' classes makes
     "RobertaTokenizer": "roberta",
     "BartTokenizer": "roberta",
     "GPT2Tokenizer": "gpt2",
+    "T5Tokenizer": "t5",
+    "MT5Tokenizer": "t5",
+    "MarianTokenizer": "marian",
 }
-KINDS = {"bert": "bert", "distilbert": "bert", "roberta": "roberta", "bart": "roberta", "gpt2": "gpt2"}
+KINDS = {
+    "bert": "bert", "distilbert": "bert", "roberta": "roberta", "bart": "roberta", "gpt2": "gpt2", "t5": "t5",
+    "mt5": "t5", "marian": "marian",
+}  # fmt: skip
 FILES = {
     "bert": ("vocab.txt",),
     "roberta": ("vocab.json", "merges.txt"),
     "gpt2": ("vocab.json", "merges.txt"),
+    "t5": ("spiece.model",),
+    "marian": ("source.spm", "target.spm", "vocab.json"),
 }
 NAMES = {  # the special tokens of each kind, where the folder does not name them; the first ones must be there
     "bert": {"unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "pad": "[PAD]", "mask": "[MASK]"},
@@ -37,8 +51,11 @@ NAMES = {  # the special tokens of each kind, where the folder does not name the
         "cls": "<s>", "sep": "</s>", "bos": "<s>", "eos": "</s>", "unk": "<unk>", "pad": "<pad>", "mask": "<mask>",
     },
     "gpt2": {"bos": "<|endoftext|>", "eos": "<|endoftext|>", "unk": "<|endoftext|>"},
+    "t5": {"eos": "</s>", "unk": "<unk>", "pad": "<pad>"},
+    "marian": {"eos": "</s>", "unk": "<unk>", "pad": "<pad>"},
 }  # fmt: skip
-NEEDED = {"bert": 3, "roberta": 2, "gpt2": 0}
+NEEDED = {"bert": 3, "roberta": 2, "gpt2": 0, "t5": 2, "marian": 2}
+LANGUAGE = re.compile(r">>\S+<<")  # Marian's mark, before a text, of the language to translate into
 
 
 def tokenizer_of(folder: Path) -> Tokenizer | None:
@@ -53,22 +70,25 @@ def tokenizer_of(folder: Path) -> Tokenizer | None:
         return None
     named = _json(folder, "special_tokens_map.json") | _json(folder, "tokenizer_config.json")
     try:
-        backend = _backend(kind, folder, named)
-        return Tokenizer(backend, read_specials(backend, folder))
+        made = [_finished(backend, kind, folder, named) for backend in _backends(kind, folder, named)]
+        specials = read_specials(made[0], folder)
+        if len(made) > 1:
+            specials = replace(specials, target=Tokenizer(made[1], specials))
+        return Tokenizer(made[0], specials)
     except ModelError as error:
-        raise ModelError(f"{folder / FILES[kind][0]}: {error}") from None
+        text = str(error)
+        raise ModelError(
+            text if text.startswith(str(folder)) else f"{folder / FILES[kind][0]}: {text}"
+        ) from None
 
 
 def missing(where: str | Path) -> str:
     """What to tell a user whose model at `where` came without a tokenizer, and what to do."""
     folder = resolve(where)
-    if _json(folder, "config.json").get("model_type") == "marian":
-        return (
-            f"{where} has no tokenizer.json. opus-mt's models split each language by a list of its own (source.spm, "
-            "target.spm), which is not read here. transformers.js makes a tokenizer.json that nearly stands for both: "
-            "in a clone of it run `python -m scripts.convert --model_id MODEL`, set its normalizer to null in "
-            "models/MODEL/tokenizer.json, and put that file into the folder"
-        )
+    files = FILES.get(_kind(folder) or "", ())
+    lost = [name for name in files if not (folder / name).is_file()]
+    if len(lost) < len(files):
+        return f"{where} has no tokenizer.json, and of {', '.join(files)} it lacks {', '.join(lost)}: fetch it again"
     if found := sorted([*folder.glob("*.model"), *folder.glob("vocab.*")]):
         return (
             f"{where} has no tokenizer.json but {found[0].name}, which is not read here. Where transformers and "
@@ -87,13 +107,19 @@ def _kind(folder: Path) -> str | None:
     return CLASSES.get(str(named).removesuffix("Fast"))
 
 
-def _backend(kind: str, folder: Path, named: Mapping[str, Any]) -> Backend:
+def _backends(kind: str, folder: Path, named: Mapping[str, Any]) -> list[Backend]:
+    """What cuts texts into the entries of the vocabulary; for Marian that of each language."""
+    makers = {"bert": _word_pieces, "t5": _pieces, "marian": _two_languages}
     try:
-        backend = _word_pieces(folder, named) if kind == "bert" else _byte_level(folder, named)
+        return makers.get(kind, _byte_level)(folder, named)
     except ModelError:
         raise
     except Exception as error:  # the library raises plain Exception
         raise ModelError(f"it cannot be read: {error}") from None
+
+
+def _finished(backend: Backend, kind: str, folder: Path, named: Mapping[str, Any]) -> Backend:
+    """The same with the special tokens, those that were added, and what stands around a text."""
     tokens = {name: _token(named, name, usual) for name, usual in NAMES[kind].items()}
     for name in list(tokens)[: NEEDED[kind]]:
         if tokens[name] is None or backend.token_to_id(str(tokens[name])) is None:
@@ -113,7 +139,14 @@ def _backend(kind: str, folder: Path, named: Mapping[str, Any]) -> Backend:
             # a blank before the mask belongs to it
             lstrip = kind == "roberta" and name == "mask"
             backend.add_tokens([AddedToken(token, lstrip=lstrip, normalized=False, special=True)])
-    if kind != "gpt2":
+    if kind in ("t5", "marian"):
+        eos = str(tokens["eos"])
+        backend.post_processor = processors.TemplateProcessing(
+            f"$A {eos}",
+            f"$A {eos} $B {eos}" if kind == "t5" else f"$A $B {eos}",
+            [(eos, backend.token_to_id(eos))],
+        )
+    elif kind != "gpt2":
         ids = backend.get_vocab()
         sep, cls = ((str(tokens[name]), ids[str(tokens[name])]) for name in ("sep", "cls"))
         blank = _flag(named, "add_prefix_space", False)
@@ -125,7 +158,7 @@ def _backend(kind: str, folder: Path, named: Mapping[str, Any]) -> Backend:
     return backend
 
 
-def _word_pieces(folder: Path, named: Mapping[str, Any]) -> Backend:
+def _word_pieces(folder: Path, named: Mapping[str, Any]) -> list[Backend]:
     entries = models.WordPiece.read_file(str(folder / "vocab.txt"))
     unknown = _token(named, "unk", NAMES["bert"]["unk"])
     backend = Backend(models.WordPiece(entries, unk_token=str(unknown)))
@@ -137,15 +170,58 @@ def _word_pieces(folder: Path, named: Mapping[str, Any]) -> Backend:
     )
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece(prefix="##")
-    return backend
+    return [backend]
 
 
-def _byte_level(folder: Path, named: Mapping[str, Any]) -> Backend:
+def _byte_level(folder: Path, named: Mapping[str, Any]) -> list[Backend]:
     entries, merges = models.BPE.read_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
     backend = Backend(models.BPE(entries, merges))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=_flag(named, "add_prefix_space", False))
     backend.decoder = decoders.ByteLevel()
-    return backend
+    return [backend]
+
+
+def _pieces(folder: Path, named: Mapping[str, Any]) -> list[Backend]:
+    """T5's: behind the pieces stand the marks of what was taken out of a text, the first one last."""
+    own, number = sentencepiece.read(folder / "spiece.model"), named.get("extra_ids", 100)
+    if type(number) is not int or not 0 <= number <= 1000:
+        raise ModelError(
+            f"tokenizer_config.json: extra_ids is {number!r}; a number from 0 to 1,000 is needed"
+        )
+    marks = [SENTINELS[0].format(place) for place in reversed(range(number))]
+    special = {str(token) for name, usual in NAMES["t5"].items() if (token := _token(named, name, usual))}
+    unknown = _needed(own.pieces, named, "t5")
+    backend = sentencepiece.unigram(own, [*own.pieces, *marks], special | {*marks}, unknown)
+    backend.add_special_tokens([AddedToken(mark, normalized=False, special=True) for mark in marks])
+    return [backend]
+
+
+def _two_languages(folder: Path, named: Mapping[str, Any]) -> list[Backend]:
+    """Marian's: that of the language translated from, and that of the one translated to."""
+    if named.get("separate_vocabs"):
+        raise ModelError("separate_vocabs is true: a vocabulary for each language is not read here")
+    vocab = _json(folder, "vocab.json")
+    entries = sorted(vocab, key=lambda piece: vocab[piece] if type(vocab[piece]) is int else -1)
+    if [vocab[piece] for piece in entries] != list(range(len(vocab))):
+        raise ModelError(
+            f"{folder / 'vocab.json'}: the ids are not those from 0 on, each once: fetch it again"
+        )
+    codes = [piece for piece in entries if LANGUAGE.fullmatch(piece)]
+    special = {str(token) for name, usual in NAMES["marian"].items() if (token := _token(named, name, usual))}
+    unknown, made = _needed(entries, named, "marian"), []
+    for file in FILES["marian"][:2]:
+        own = sentencepiece.read(folder / file)
+        made.append(sentencepiece.unigram(own, entries, special | {*codes}, unknown))
+        made[-1].add_tokens([AddedToken(code, normalized=False) for code in codes])
+    return made
+
+
+def _needed(entries: Sequence[str], named: Mapping[str, Any], kind: str) -> str:
+    """The token for what no piece stands for, which is one of the entries."""
+    unknown = _token(named, "unk", NAMES[kind]["unk"])
+    if unknown is None or unknown not in entries:
+        raise ModelError(f"the unk_token is {unknown!r}, which is not one of the {len(entries)} entries")
+    return unknown
 
 
 def _added(

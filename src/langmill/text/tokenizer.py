@@ -11,8 +11,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -23,6 +23,7 @@ from tokenizers.models import BPE
 from langmill.common.errors import DataError, ModelError, UsageError
 from langmill.common.files import atomic_write
 from langmill.text.frames import Frame, frame_of
+from langmill.text.specials import BOUNDARIES, TURN_ENDS, Specials, read_specials, starts_with
 from langmill.text.stream import Spelling, TextStream
 from langmill.text.training import END, MASK, PAD, train_backend
 
@@ -30,35 +31,8 @@ if TYPE_CHECKING:
     from langmill.text.bulk import BulkEncoder
 
 Place = tuple[int, int]
-# Tokens that end a document, those that end a turn, and what a bare tokenizer.json may hold.
-BOUNDARIES = ("<|endoftext|>", "<|end_of_text|>")
-TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<turn|>", "<|end|>")
-_GUESSES = {
-    "bos_token": ("<s>", "<|begin_of_text|>", "<bos>", "[CLS]"),
-    "eos_token": (*BOUNDARIES, "</s>", "<eos>", "<|im_end|>", "[SEP]"),
-    "pad_token": ("<|pad|>", "<pad>", "[PAD]"),
-    "mask_token": ("[MASK]", "<mask>", MASK),
-}
-_KEPT = ("cls_token", "sep_token", "unk_token")  # named beside those above in a BERT folder
+TARGET = "target_tokenizer.json"  # beside tokenizer.json: that of the language translated to
 SENTINELS = ("<extra_id_{}>", "\u2581<extra_id_{}>")  # T5's marks of what was taken out of a text, and mT5's
-
-
-@dataclass(frozen=True, slots=True)
-class Specials:
-    """What a tokenizer.json does not say: which ids begin, end, pad and mask, and how chats are written.
-
-    `add_bos`: a sequence starts with `bos`. `stops`: ids that end generation, beside `eos` and the
-    boundary. `config`: the rest of tokenizer_config.json, kept for `save`.
-    """
-
-    bos: int | None = None
-    eos: int | None = None
-    pad: int | None = None
-    add_bos: bool = False
-    stops: frozenset[int] = frozenset()
-    chat_template: str | None = None
-    config: Mapping[str, Any] | None = None
-    mask: int | None = None
 
 
 class Tokenizer:
@@ -115,7 +89,10 @@ class Tokenizer:
         backend = _backend(file)
         folder = file.parent if file.name == "tokenizer.json" else None
         try:
-            return cls(backend, read_specials(backend, folder))
+            specials = read_specials(backend, folder)
+            if folder is not None and (folder / TARGET).is_file():
+                specials = replace(specials, target=cls(_backend(folder / TARGET), specials))
+            return cls(backend, specials)
         except ModelError as error:
             raise ModelError(f"{file}: {error}") from None
 
@@ -124,6 +101,8 @@ class Tokenizer:
         texts to `length` tokens, or to fewer where the tokenizer came with a number."""
         folder = Path(folder)
         atomic_write(folder / "tokenizer.json", self._backend.to_str(pretty=True))
+        if self.target is not self:
+            atomic_write(folder / TARGET, self.target._backend.to_str(pretty=True))
         config = dict(self.specials.config or {"clean_up_tokenization_spaces": False})
         for key, id in (("bos_token", self.bos_id), ("eos_token", self.eos_id), ("pad_token", self.pad_id)):
             config[key] = None if id is None else self._backend.id_to_token(id)
@@ -135,7 +114,7 @@ class Tokenizer:
             theirs = ["input_ids", "token_type_ids", "attention_mask"]
             bare = "DistilBert" in str(config.get("tokenizer_class"))  # its models take no types
             config.setdefault("model_input_names", theirs[::2] if bare else theirs)
-        if self.specials.add_bos and not _starts_with(self._backend, self.bos_id):
+        if self.specials.add_bos and not starts_with(self._backend, self.bos_id):
             config["add_bos_token"] = True
         # This class takes the file as it is; others rebuild parts of it and change ids.
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
@@ -143,6 +122,11 @@ class Tokenizer:
         atomic_write(folder / "tokenizer_config.json", text + "\n")
         if self.chat_template is not None:
             atomic_write(folder / "chat_template.jinja", self.chat_template)
+
+    @property
+    def target(self) -> Tokenizer:
+        """What cuts the texts that a translator learns to write: the same, but for Marian's models of two languages."""
+        return self.specials.target or self
 
     @property
     def boundary_id(self) -> int:
@@ -190,7 +174,8 @@ class Tokenizer:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the canonical tokenizer.json: equal for equal tokenizers, however they were saved."""
-        canonical = json.dumps(json.loads(self.to_json()), sort_keys=True, ensure_ascii=False)
+        both = [self.to_json(), *([] if self.target is self else [self.target.to_json()])]
+        canonical = "".join(json.dumps(json.loads(one), sort_keys=True, ensure_ascii=False) for one in both)
         return hashlib.sha256(canonical.encode("utf-8")).hexdigest()
 
     def to_json(self) -> str:
@@ -327,74 +312,3 @@ def _backend(file: Path) -> Backend:
         return Backend.from_str(file.read_bytes().decode("utf-8"))
     except Exception as error:  # the library raises plain Exception
         raise ModelError(f"{file} is not a tokenizer.json that can be read: {error}") from None
-
-
-def _starts_with(backend: Backend, bos: int | None) -> bool:
-    try:
-        return bos is not None and backend.encode("a").ids[:1] == [bos]
-    except BaseException as error:  # where the file has holes the library panics, with what is no Exception
-        raise ModelError(f"it is damaged: {error}") if "Panic" in type(error).__name__ else error from None
-
-
-def read_specials(backend: Backend, folder: Path | None) -> Specials:
-    """The special ids and chat template of `folder`; None guesses them from the vocabulary."""
-    config = _json(folder, "tokenizer_config.json")
-    names = _json(folder, "special_tokens_map.json") | config
-
-    def id_of(key: str) -> int | None:
-        named = names.get(key)
-        content = named.get("content") if isinstance(named, dict) else named
-        if not isinstance(content, str | None):
-            raise ModelError(f"its {key} is {named!r}, not a token")
-        if content is not None:
-            id: int | None = backend.token_to_id(content)
-            if id is None and key == "eos_token":
-                raise ModelError(f'its eos_token is "{content}", which the vocabulary does not hold')
-            return id
-        guesses = () if key in names else _GUESSES[key]
-        return next((id for token in guesses if (id := backend.token_to_id(token)) is not None), None)
-
-    bos, eos, pad, mask = (id_of(f"{name}_token") for name in ("bos", "eos", "pad", "mask"))
-    ends = (_json(folder, f"{name}.json").get("eos_token_id") for name in ("generation_config", "config"))
-    stops = next((stop for stop in ends if stop is not None), None)
-    stops = stops if isinstance(stops, list) else [stops]
-    size = max(backend.get_vocab().values(), default=-1) + 1
-    dropped = ("auto_map", "chat_template", "added_tokens_decoder", "name_or_path")
-    added = config.get("add_bos_token")
-    kept = {key: names[key] for key in _KEPT if names.get(key) is not None}
-    kept |= {key: value for key, value in config.items() if key not in dropped}
-    return Specials(
-        bos=bos,
-        eos=eos,
-        pad=pad,
-        add_bos=_starts_with(backend, bos) if added is None else bool(added) and bos is not None,
-        stops=frozenset(id for id in stops if isinstance(id, int) and 0 <= id < size),
-        chat_template=_template(folder, config.get("chat_template")),
-        config=kept or None,
-        mask=mask,
-    )
-
-
-def _json(folder: Path | None, name: str) -> dict[str, Any]:
-    if folder is None or not (folder / name).is_file():
-        return {}
-    try:
-        value = json.loads((folder / name).read_bytes().decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{folder / name} cannot be read as JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ModelError(f"{folder / name} holds no JSON object")
-    return value
-
-
-def _template(folder: Path | None, named: object) -> str | None:
-    """The chat template: its own file first; of several named ones the default."""
-    if folder is not None and (folder / "chat_template.jinja").is_file():
-        try:
-            return (folder / "chat_template.jinja").read_bytes().decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise ModelError(f"{folder / 'chat_template.jinja'} is not UTF-8: {error}") from None
-    if isinstance(named, list):
-        entries = {entry.get("name"): entry.get("template") for entry in named if isinstance(entry, dict)}
-        named = entries.get("default", next(iter(entries.values()), None))
-    return named if isinstance(named, str) else None

@@ -62,7 +62,7 @@ def encode_target(
 
     A frame that begins with what ends a text (as where bos is eos) begins without it here: it would be read as the end.
     """
-    ids = _closed(tokenizer, text, limit, counted, number, f"target {number + 1}").ids
+    ids = _closed(tokenizer.target, text, limit, counted, number, f"target {number + 1}").ids
     return ids[1:] if len(ids) > 1 and ids[0] == ids[-1] else ids
 
 
