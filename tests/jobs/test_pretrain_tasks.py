@@ -13,12 +13,14 @@ import pytest
 import torch
 import transformers
 
+from langmill.apps import generate
 from langmill.common.configure import configure
 from langmill.common.errors import DataError, ModelError, SettingsError, UsageError
 from langmill.common.settings import (
     DataSettings,
     EvaluateSettings,
     FinetuneSettings,
+    GenerateSettings,
     PlanSettings,
     PretrainSettings,
     ShardsSettings,
@@ -28,6 +30,7 @@ from langmill.families.folder import load
 from langmill.jobs import evaluate, finetune, plan, pretrain, preview, shards
 from langmill.jobs.pretrain_task import HELD_SEED, guess
 from langmill.model.config import gap_order
+from langmill.text.infill import gap_ids
 from langmill.text.tasks import Limit
 from langmill.text.tokenizer import Tokenizer
 from langmill.text.training import FIM, MASK
@@ -232,6 +235,26 @@ def test_infilling_keeps_a_writer_that_is_scored_as_one(texts: Path, tmp_path: P
         pretrain.run(settings(texts, tmp_path / "b", "infill", **{"from": str(tmp_path / "a")}), quiet=True)
 
 
+def test_blanks_are_written_behind_the_text_and_filled_so(texts: Path, tmp_path: Path) -> None:
+    report = pretrain.run(settings(texts, tmp_path / "m", "blanks"), quiet=True)
+    assert 0 < report.figures["bits_per_byte"] < 8
+    model, tokenizer = load(tmp_path / "m")
+    assert tokenizer is not None and gap_order(model.config) == "blank"
+    ready = pretrain.prepare(settings(texts, tmp_path / "m", "blanks", resume=True), tmp_path / "m.run", True)
+    assert ready.task is not None and ready.guesses is None
+    batch = next(ready.task.batches(ready.corpus.train, 0))
+    said = {int(id) for id in batch.targets_BT.flat}
+    first = tokenizer.sentinel_ids[0]
+    assert tokenizer.boundary_id in said and first in batch.tokens_BT and not said & {*tokenizer.sentinel_ids}
+
+    ids = gap_ids(tokenizer, "a", "b", "blank")
+    assert ids == [tokenizer.start_id, *tokenizer.encode("a"), first, *tokenizer.encode("b"), first]
+    given = GenerateSettings(
+        model=str(tmp_path / "m"), prompt=["The"], suffix="end.", max_new_tokens=4, device="cpu"
+    )
+    assert generate.run(given, quiet=True).counts
+
+
 @pytest.mark.parametrize(
     ("family", "theirs"), [("marian", "MarianMTModel"), ("t5", "MT5ForConditionalGeneration")]
 )
@@ -288,7 +311,7 @@ def test_other_tools_end_a_denoisers_source_as_training_did(texts: Path, tmp_pat
 @pytest.mark.parametrize(
     ("objective", "family", "says"),
     [
-        ("masked", "llama", "trains bert; llama is trained by causal or infill"),
+        ("masked", "llama", "trains bert; llama is trained by causal or infill or blanks"),
         ("denoise", "bert", "trains marian, t5; bert is trained by masked"),
         ("causal", "t5", "t5 is trained by denoise"),
     ],
@@ -310,7 +333,8 @@ def test_a_tokenizer_without_the_mark_is_refused(masked: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("objective", "shows"), [("masked", MASK), ("denoise", "|"), ("infill", "<|endoftext|>|")]
+    ("objective", "shows"),
+    [("masked", MASK), ("denoise", "|"), ("infill", "<|endoftext|>|"), ("blanks", "<extra_id_0>")],
 )
 def test_a_dry_run_shows_what_is_read_and_said(
     texts: Path, tmp_path: Path, objective: str, shows: str

@@ -330,7 +330,7 @@ class TokenizerTrainSettings(Settings):
     marks: list[Literal["mask", "fim", "sentinels"]] = Field(
         default_factory=list,
         description="control tokens to add, for pretraining with this tokenizer later: mask (objective masked, and "
-        "denoise), fim (infill), sentinels (denoise of t5); repeatable",
+        "denoise), fim (infill), sentinels (blanks, denoise of t5); repeatable",
     )
     data: DataSettings = DataSettings()
 

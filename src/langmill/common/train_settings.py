@@ -101,15 +101,15 @@ class LoopSettings(Settings):
 class TrainSettings(LoopSettings):
     """The loop that pretrains, and what it learns to predict."""
 
-    objective: Literal["causal", "masked", "infill", "denoise"] = Field(
+    objective: Literal["causal", "masked", "infill", "blanks", "denoise"] = Field(
         "causal",
         description="causal: predict the next token; masked: guess hidden ones; infill: causal, with the middle of "
-        "half the texts last; denoise: write what an encoder reads damaged (marian: sentences shuffled and spans "
-        "masked; t5: the spans alone)",
+        "half the texts last; blanks: causal, and of half the texts what was taken out of them, behind each (GLM); "
+        "denoise: write what an encoder reads damaged (marian: sentences shuffled and spans masked; t5: spans alone)",
     )
     mask_rate: float | None = Field(
         None, gt=0, lt=1,
-        description="masked, denoise: share of the tokens to guess or to take out; none: 0.15, for marian and BART 0.3",
+        description="masked, blanks, denoise: share of the tokens to guess or to take out; none: 0.15, marian 0.3",
     )  # fmt: skip
     whole_words: bool = Field(False, description="masked: hide all tokens of a word or none")
 

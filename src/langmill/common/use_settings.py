@@ -49,7 +49,7 @@ class GenerateSettings(WriteSettings):
     chat: bool = Field(False, description="render each prompt as one user turn through the chat template")
     suffix: str | None = Field(
         None,
-        description="what follows the gap that is to be filled (models pretrained with objective=infill)",
+        description="what follows the gap that is to be filled (models pretrained with objective=infill or blanks)",
     )
     top: int | None = Field(
         None,

@@ -319,7 +319,8 @@ class BlankInfilling:
 
     GLM tells blanks apart by a second position and draws their sizes from Poisson(3) until enough is taken out. Here
     sentinels tell, and sizes are 1 + Poisson(mean - 1) given their sum and T5's number of spans, so that a text's
-    length says how long it becomes.
+    length says how long it becomes. A share `plain` of the texts stays whole and is trained whole, so that the model
+    learns to write on as well (section 2.1.2 has longer blanks for it).
     """
 
     sentinels: tuple[int, ...]
@@ -327,10 +328,13 @@ class BlankInfilling:
     special: Bools
     density: float = 0.15
     mean: float = 3.0
+    plain: float = 0.0
 
     def __call__(self, ids: NDArray[Any], random: Random) -> tuple[Ints, Bools]:
         """(ids, whether each is trained). UsageError where there are fewer sentinels than blanks."""
         text = ids.astype(np.int64)
+        if self.plain and random.random() < self.plain:
+            return text, np.ones(len(text), np.bool_)
         tokens, spans = _spans(len(text), self.density, self.mean, len(self.sentinels))
         free = _free(text, self.special, tokens + spans)
         if not spans:

@@ -116,7 +116,7 @@ class Masked(_Stretches):
 @dataclass(frozen=True)
 class Infilled(_Stretches):
     """For a decoder: gaps to fill, targets one place before what they predict. `front` is what a text starts with, and
-    `back` ends one that is whole, or whose middle comes last."""
+    `back` ends one that is trained whole, or whose middle comes last."""
 
     how: FillInMiddle | BlankInfilling
 
@@ -127,7 +127,8 @@ class Infilled(_Stretches):
         inputs, targets = [], []
         for ids, lot, last in self.stretches(rows):
             text, trained = self.how(ids, lot)
-            ended = self.back if isinstance(self.how, FillInMiddle) and (last or len(text) > len(ids)) else ()
+            moved = isinstance(self.how, FillInMiddle) and len(text) > len(ids)
+            ended = self.back if moved or (last and trained.all()) else ()
             whole = np.concatenate((np.array(self.front, np.int64), text, np.array(ended, np.int64)))
             marks = np.concatenate(([False] * len(self.front), trained, [True] * len(ended))).astype(np.bool_)
             inputs.append(whole[:-1])

@@ -7,11 +7,11 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from langmill.common.errors import ModelError, UsageError
 from langmill.families.weights import number
-from langmill.model.config import Activation, Head, Task
+from langmill.model.config import Activation, Gaps, Head, Task
 from langmill.text.tasks import Limit
 
 MOST_LABELS = 1 << 20
@@ -144,12 +144,13 @@ def limit_of(theirs: Mapping[str, Any]) -> Limit | None:
     raise ModelError(f"config.json: long_texts is {str(given)[:80]!r}, not a length, a policy and an overlap")
 
 
-def gaps_of(theirs: Mapping[str, Any]) -> Literal["psm", "spm"]:
-    """The order in which a model that was pretrained here is asked to fill a gap."""
+def gaps_of(theirs: Mapping[str, Any]) -> Gaps:
+    """How a model that was pretrained here is asked to fill a gap."""
     given = theirs.get("gap_order", "psm")
-    if given not in ("psm", "spm"):
-        raise ModelError(f"config.json: gap_order is {given!r}, not psm or spm")
-    return "spm" if given == "spm" else "psm"
+    if given not in get_args(Gaps):
+        raise ModelError(f"config.json: gap_order is {given!r}, not one of {', '.join(get_args(Gaps))}")
+    order: Gaps = given
+    return order
 
 
 def described(head: Head) -> dict[str, Any]:

@@ -178,7 +178,7 @@ def calibrate(
             "a step is measured of models that write only, not of encoders and encoder-decoders: give probe=false for "
             "the closed forms"
         )
-    train = train.model_copy(update={"objective": "causal"})  # infill costs the same
+    train = train.model_copy(update={"objective": "causal"})  # infill and blanks cost the same
     rows, length = train.micro_batch_size or 1, train.max_length or config.length
     rate = ASSUMED * matmul_flops("float32" if device.type == "cpu" else "bfloat16", device)
     seconds = training_flops(config, length) * rows * length * train.gradient_accumulation_steps / rate

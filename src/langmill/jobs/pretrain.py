@@ -56,7 +56,7 @@ from langmill.jobs.pretrain_task_report import write_guesses
 from langmill.jobs.results import Entrant
 from langmill.jobs.resume import BEGAN, finished, settled
 from langmill.jobs.size import family_of, largest_vocabulary, resolve, target
-from langmill.model.config import Config, LSTMConfig, ModelConfig
+from langmill.model.config import Config, Gaps, LSTMConfig, ModelConfig
 from langmill.model.init import init_
 from langmill.model.recurrent import LSTM
 from langmill.model.transformer import Transformer
@@ -69,7 +69,10 @@ from langmill.train.objectives import causal
 VALIDATION_SHARE, VALIDATION_LEAST = 1 / 200, 2_000
 GUESSED = 4  # times as many where only some of them are guessed
 SCORED_SHARE, SCORED_LEAST, SCORED_MOST = 1 / 10, 50_000, 5_000_000
-
+ASKED: dict[str, Gaps] = {
+    "infill": "spm",
+    "blanks": "blank",
+}  # how a model is asked to fill gaps, by objective
 
 Scored = Scores | Guesses | None  # None: nothing was held out
 
@@ -307,8 +310,8 @@ def export(
         results |= {
             f"before_{name}": value for name, value in _figures(before).items() if "interval" not in name
         }
-    if isinstance(settings, PretrainSettings) and settings.train.objective == "infill":
-        model = asked_by_gaps(model)
+    if isinstance(settings, PretrainSettings) and settings.train.objective in ASKED:
+        model = asked_by_gaps(model, ASKED[settings.train.objective])
     if isinstance(settings, PretrainSettings) and settings.train.objective in ("masked", "denoise"):
         found = scores if isinstance(scores, Guesses) else None
         origin = None if parent is None else Path(parent).name
@@ -318,10 +321,10 @@ def export(
     save(model, corpus.tokenizer, out, lineage=lineage(settings, about, parent, results), card=words)
 
 
-def asked_by_gaps(model: Model) -> Model:
-    """The model, which says in its settings that it learned gaps in both orders."""
+def asked_by_gaps(model: Model, order: Gaps) -> Model:
+    """The model, which says in its settings how it learned to fill gaps."""
     if isinstance(model.config, ModelConfig):
-        model.config = dataclasses.replace(model.config, gaps="spm")
+        model.config = dataclasses.replace(model.config, gaps=order)
     return model
 
 

@@ -19,7 +19,15 @@ from torch import Tensor
 from langmill.common.errors import ModelError
 from langmill.common.settings import TrainSettings
 from langmill.data.batches import Ints
-from langmill.data.corrupt import Denoising, FillInMiddle, Masking, SpanCorruption, Words, flags
+from langmill.data.corrupt import (
+    BlankInfilling,
+    Denoising,
+    FillInMiddle,
+    Masking,
+    SpanCorruption,
+    Words,
+    flags,
+)
 from langmill.data.fresh import Denoised, Infilled, Masked
 from langmill.data.rows import Source, TaskRows, tokens_of
 from langmill.evaluate.compare import intervals
@@ -129,7 +137,7 @@ def specials_for(objective: str, family: str | None) -> tuple[str, ...]:
     """The control tokens that a tokenizer trained for an objective needs beside the usual ones."""
     if objective == "infill":
         return MARKS["fim"]
-    if objective == "denoise" and family == "t5":
+    if objective == "blanks" or (objective == "denoise" and family == "t5"):
         return MARKS["sentinels"]
     return () if objective == "causal" else MARKS["mask"]
 
@@ -150,9 +158,9 @@ def check_shape(config: Config, objective: str, where: object) -> None:
         raise ModelError(
             f"{where} has no head that says words, so there is nothing to pretrain: take the model before its task"
         )
-    wanted = "causal" if objective == "infill" else objective
+    wanted = "causal" if objective in ("infill", "blanks") else objective
     if kind != wanted:
-        fitting = "causal or infill" if kind == "causal" else kind
+        fitting = "causal, infill or blanks" if kind == "causal" else kind
         raise ModelError(
             f"train.objective={objective} trains {KINDS[wanted]}, and {where} is {KINDS[kind]}: take "
             f"train.objective={fitting}"
@@ -185,7 +193,8 @@ def task_for(train: TrainSettings, corpus: Corpus, config: Config) -> Task | Non
 
     train: with rows and length resolved. ModelError where the tokenizer lacks a token for it.
     """
-    make = {"masked": _masked, "infill": _infilled, "denoise": _denoised}.get(train.objective)
+    makers = {"masked": _masked, "infill": _infilled, "blanks": _blanked, "denoise": _denoised}
+    make = makers.get(train.objective)
     return None if make is None else make(train, corpus, config)
 
 
@@ -203,6 +212,15 @@ def _infilled(train: TrainSettings, corpus: Corpus, config: Config) -> Task:
     t, length = corpus.tokenizer, train.max_length or config.length
     prefix, suffix, middle = (_named(t.vocab.get(name), name, train) for name in FIM)
     how = FillInMiddle(prefix, suffix, middle)
+    source = Infilled(corpus.shards, how, length, (t.start_id,), (t.boundary_id,), t.fill_id)
+    return Task(source, causal, length, train.micro_batch_size or 1, writes=True)
+
+
+def _blanked(train: TrainSettings, corpus: Corpus, config: Config) -> Task:
+    t, length = corpus.tokenizer, train.max_length or config.length
+    if not t.sentinel_ids:
+        _named(None, SENTINEL.format(0), train)
+    how = BlankInfilling(t.sentinel_ids, t.boundary_id, _special(t), train.mask_rate or 0.15, plain=0.5)
     source = Infilled(corpus.shards, how, length, (t.start_id,), (t.boundary_id,), t.fill_id)
     return Task(source, causal, length, train.micro_batch_size or 1, writes=True)
 

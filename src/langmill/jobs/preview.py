@@ -49,7 +49,7 @@ def _report(ready: Prepared) -> Report:
     epochs = 1.0 if train.num_train_epochs is None else train.num_train_epochs
     steps = train.max_steps or max(1, round(epochs * batches.rows_per_epoch / per_step))
     first = next(batches)
-    pieces = list(_row(corpus, first) if ready.guesses is None else _guesses(corpus, first))
+    pieces = list((_row if train.objective in ("causal", "infill") else _guesses)(corpus, first))
     part = " (of its first part)" if shards.bytes >= MOST_BYTES else ""
     counts = {
         "documents": shards.documents,

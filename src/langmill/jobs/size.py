@@ -49,6 +49,7 @@ WRITERS = ("llama", "gpt2", "qwen3", "lstm")
 FAMILIES = {
     "causal": WRITERS,
     "infill": WRITERS,
+    "blanks": WRITERS,
     "masked": ("bert",),
     "denoise": ("marian", "t5"),
 }  # by objective

@@ -186,6 +186,9 @@ class StackConfig:
             raise ModelError(f"sinusoidal positions need an even dim, not {self.dim}")
 
 
+Gaps = Literal["psm", "spm", "blank"]
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """A Transformer: which stacks are present, and what goes in and comes out.
@@ -193,7 +196,8 @@ class ModelConfig:
     A decoder alone writes on, an encoder alone reads; a decoder with `cross` writes about what an encoder reads. The
     head stands on the decoder, or on the encoder where there is none; None: the states themselves come out. gaps: how
     it is asked to fill one (Bavarian et al. 2022, section 3), "spm" where it learned both orders: the text before the
-    gap then stands next to what fills it, so that nothing has to be looked up far away.
+    gap then stands next to what fills it, so that nothing has to be looked up far away; "blank" where a mark stands in
+    the gap and once more behind the text (GLM, Du et al. 2022).
     """
 
     decoder: StackConfig | None = None
@@ -201,7 +205,7 @@ class ModelConfig:
     encoder: StackConfig | None = None
     encoder_input: Tokens | None = None
     head: Head | None = None
-    gaps: Literal["psm", "spm"] = "psm"
+    gaps: Gaps = "psm"
 
     def __post_init__(self) -> None:
         sides = ((self.decoder, self.decoder_input), (self.encoder, self.encoder_input))
@@ -293,6 +297,6 @@ class LSTMConfig:
 Config = ModelConfig | LSTMConfig  # the shape of any model
 
 
-def gap_order(config: Config) -> str:
-    """How a model is asked to fill a gap, "psm" or "spm"."""
+def gap_order(config: Config) -> Gaps:
+    """How a model is asked to fill a gap."""
     return config.gaps if isinstance(config, ModelConfig) else "psm"
