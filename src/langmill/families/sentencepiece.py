@@ -123,7 +123,9 @@ def _bytes(value: int | bytes) -> bytes:
     return value
 
 
-def unigram(own: Pieces, vocab: Sequence[str], special: Collection[str], unknown: str) -> Backend:
+def unigram(
+    own: Pieces, vocab: Sequence[str], special: Collection[str | None], unknown: str | None
+) -> Backend:
     """A tokenizer whose ids are places in `vocab`, and which cuts texts as these pieces do.
 
     special: entries that a text may be cut into although they are not among the pieces. All others that are not, such
@@ -133,34 +135,27 @@ def unigram(own: Pieces, vocab: Sequence[str], special: Collection[str], unknown
     unknown token, and here smaller pieces stand for it. Characters are replaced with their marks as one, so that a
     letter with a rare mark may come out otherwise than there.
     """
+    kinds = dict(zip(own.pieces, own.types, strict=True))
     scores = {
-        piece: score
-        for piece, score, kind in zip(own.pieces, own.scores, own.types, strict=True)
-        if kind == NORMAL
+        piece: score for piece, score in zip(own.pieces, own.scores, strict=True) if kinds[piece] == NORMAL
     }
     least, most = min(scores.values()), max(scores.values())
-    for piece, kind in zip(own.pieces, own.types, strict=True):
+    for piece, kind in kinds.items():
         if kind == USER_DEFINED:  # it is not to be cut: so much better than any pieces of it
             scores[piece] = len(piece.encode()) * most - 0.1
-    spelt = {piece for piece, kind in zip(own.pieces, own.types, strict=True) if kind == BYTE}
-    known, entries = {*own.pieces}, []
+    entries = []
     for piece in vocab:
-        shown = (
-            piece in scores or piece in special or piece in spelt or (len(piece) == 1 and piece not in known)
-        )
+        letter = piece not in kinds and len(piece) == 1
+        shown = letter or piece in scores or piece in special or kinds.get(piece) == BYTE
         score = scores.get(piece, least if piece in special else least - LETTER)
         entries.append((piece if shown else piece + HIDDEN, score))
-    backend = Backend(models.Unigram(entries, vocab.index(unknown), byte_fallback=own.spelt))
+    place = vocab.index(unknown) if unknown in vocab else None
+    backend = Backend(models.Unigram(entries, place, byte_fallback=own.spelt))
     spaces = normalizers.Replace(Regex(f"[ {SPACE}]+"), " ")
     ends = normalizers.Replace(Regex("^ | $"), "")
     mapped = [] if own.charsmap is None else [normalizers.Precompiled(own.charsmap)]
     backend.normalizer = normalizers.Sequence([*mapped, spaces, ends])
     backend.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme="always", split=False)
-    backend.decoder = decoders.Sequence(
-        [
-            decoders.Replace(HIDDEN, ""),
-            decoders.ByteFallback(),
-            decoders.Metaspace(SPACE, prepend_scheme="always"),
-        ]
-    )
+    spaced = decoders.Metaspace(SPACE, prepend_scheme="always")
+    backend.decoder = decoders.Sequence([decoders.Replace(HIDDEN, ""), decoders.ByteFallback(), spaced])
     return backend

@@ -9,7 +9,7 @@ vocab.json. What stands around a text is what the classes of transformers of tho
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -120,7 +120,7 @@ def _backends(kind: str, folder: Path, named: Mapping[str, Any]) -> list[Backend
 
 def _finished(backend: Backend, kind: str, folder: Path, named: Mapping[str, Any]) -> Backend:
     """The same with the special tokens, those that were added, and what stands around a text."""
-    tokens = {name: _token(named, name, usual) for name, usual in NAMES[kind].items()}
+    tokens = _tokens(named, kind)
     for name in list(tokens)[: NEEDED[kind]]:
         if tokens[name] is None or backend.token_to_id(str(tokens[name])) is None:
             raise ModelError(
@@ -189,9 +189,8 @@ def _pieces(folder: Path, named: Mapping[str, Any]) -> list[Backend]:
             f"tokenizer_config.json: extra_ids is {number!r}; a number from 0 to 1,000 is needed"
         )
     marks = [SENTINELS[0].format(place) for place in reversed(range(number))]
-    special = {str(token) for name, usual in NAMES["t5"].items() if (token := _token(named, name, usual))}
-    unknown = _needed(own.pieces, named, "t5")
-    backend = sentencepiece.unigram(own, [*own.pieces, *marks], special | {*marks}, unknown)
+    tokens = _tokens(named, "t5")
+    backend = sentencepiece.unigram(own, [*own.pieces, *marks], {*tokens.values(), *marks}, tokens["unk"])
     backend.add_special_tokens([AddedToken(mark, normalized=False, special=True) for mark in marks])
     return [backend]
 
@@ -207,21 +206,12 @@ def _two_languages(folder: Path, named: Mapping[str, Any]) -> list[Backend]:
             f"{folder / 'vocab.json'}: the ids are not those from 0 on, each once: fetch it again"
         )
     codes = [piece for piece in entries if LANGUAGE.fullmatch(piece)]
-    special = {str(token) for name, usual in NAMES["marian"].items() if (token := _token(named, name, usual))}
-    unknown, made = _needed(entries, named, "marian"), []
+    tokens, made = _tokens(named, "marian"), []
     for file in FILES["marian"][:2]:
         own = sentencepiece.read(folder / file)
-        made.append(sentencepiece.unigram(own, entries, special | {*codes}, unknown))
+        made.append(sentencepiece.unigram(own, entries, {*tokens.values(), *codes}, tokens["unk"]))
         made[-1].add_tokens([AddedToken(code, normalized=False) for code in codes])
     return made
-
-
-def _needed(entries: Sequence[str], named: Mapping[str, Any], kind: str) -> str:
-    """The token for what no piece stands for, which is one of the entries."""
-    unknown = _token(named, "unk", NAMES[kind]["unk"])
-    if unknown is None or unknown not in entries:
-        raise ModelError(f"the unk_token is {unknown!r}, which is not one of the {len(entries)} entries")
-    return unknown
 
 
 def _added(
@@ -242,6 +232,11 @@ def _added(
         flags = {name: bool(token.get(name, False)) for name in ("single_word", "lstrip", "rstrip")}
         normalized = bool(token.get("normalized", not control))
         yield int(id), AddedToken(token["content"], normalized=normalized, special=control, **flags)
+
+
+def _tokens(named: Mapping[str, Any], kind: str) -> dict[str, str | None]:
+    """The special tokens of a kind as the folder names them, by their use."""
+    return {name: _token(named, name, usual) for name, usual in NAMES[kind].items()}
 
 
 def _token(named: Mapping[str, Any], name: str, usual: str) -> str | None:

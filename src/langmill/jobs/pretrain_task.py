@@ -193,7 +193,7 @@ def task_for(train: TrainSettings, corpus: Corpus, config: Config) -> Task | Non
 
     train: with rows and length resolved. ModelError where the tokenizer lacks a token for it.
     """
-    makers = {"masked": _masked, "infill": _infilled, "blanks": _blanked, "denoise": _denoised}
+    makers = {"masked": _masked, "infill": _infilled, "blanks": _infilled, "denoise": _denoised}
     make = makers.get(train.objective)
     return None if make is None else make(train, corpus, config)
 
@@ -210,17 +210,13 @@ def _masked(train: TrainSettings, corpus: Corpus, config: Config) -> Task:
 
 def _infilled(train: TrainSettings, corpus: Corpus, config: Config) -> Task:
     t, length = corpus.tokenizer, train.max_length or config.length
-    prefix, suffix, middle = (_named(t.vocab.get(name), name, train) for name in FIM)
-    how = FillInMiddle(prefix, suffix, middle)
-    source = Infilled(corpus.shards, how, length, (t.start_id,), (t.boundary_id,), t.fill_id)
-    return Task(source, causal, length, train.micro_batch_size or 1, writes=True)
-
-
-def _blanked(train: TrainSettings, corpus: Corpus, config: Config) -> Task:
-    t, length = corpus.tokenizer, train.max_length or config.length
-    if not t.sentinel_ids:
-        _named(None, SENTINEL.format(0), train)
-    how = BlankInfilling(t.sentinel_ids, t.boundary_id, _special(t), train.mask_rate or 0.15, plain=0.5)
+    how: FillInMiddle | BlankInfilling
+    if train.objective == "infill":
+        how = FillInMiddle(*(_named(t.vocab.get(name), name, train) for name in FIM))
+    else:
+        how = BlankInfilling(
+            _sentinels(t, train), t.boundary_id, _special(t), train.mask_rate or 0.15, plain=0.5
+        )
     source = Infilled(corpus.shards, how, length, (t.start_id,), (t.boundary_id,), t.fill_id)
     return Task(source, causal, length, train.micro_batch_size or 1, writes=True)
 
@@ -233,9 +229,7 @@ def _denoised(train: TrainSettings, corpus: Corpus, config: Config) -> Task:
     start = _named(config.input.start, "token for the decoder to begin with", train)
     how: SpanCorruption | Denoising
     if isinstance(config.decoder.position, Relative):
-        if not t.sentinel_ids:
-            _named(None, SENTINEL.format(0), train)
-        how = SpanCorruption(t.sentinel_ids, special, train.mask_rate or 0.15)
+        how = SpanCorruption(_sentinels(t, train), special, train.mask_rate or 0.15)
         ratio = SPAN_RATIO
     else:
         stops = flags(
@@ -250,6 +244,12 @@ def _denoised(train: TrainSettings, corpus: Corpus, config: Config) -> Task:
 
 def _special(tokenizer: Tokenizer) -> Any:
     return flags(tokenizer.special_ids, tokenizer.vocab_size)
+
+
+def _sentinels(tokenizer: Tokenizer, train: TrainSettings) -> tuple[int, ...]:
+    if not tokenizer.sentinel_ids:
+        _named(None, SENTINEL.format(0), train)
+    return tokenizer.sentinel_ids
 
 
 def _named(id: int | None, what: str, train: TrainSettings) -> int:

@@ -49,7 +49,8 @@ def _report(ready: Prepared) -> Report:
     epochs = 1.0 if train.num_train_epochs is None else train.num_train_epochs
     steps = train.max_steps or max(1, round(epochs * batches.rows_per_epoch / per_step))
     first = next(batches)
-    pieces = list((_row if train.objective in ("causal", "infill") else _guesses)(corpus, first))
+    whole = train.objective in ("causal", "infill")  # every token of a text is predicted
+    pieces = list((_row if whole else _guesses)(corpus, first))
     part = " (of its first part)" if shards.bytes >= MOST_BYTES else ""
     counts = {
         "documents": shards.documents,
@@ -66,7 +67,7 @@ def _report(ready: Prepared) -> Report:
     text = f"{shown(shards.documents)} documents, {bytes_shown(shards.bytes)}, {shown(shards.tokens)} tokens"
     size = f"{count_shown(parameters(config))} parameters, about {bytes_shown(needed)} of memory"
     rows = f"{per_step} rows of {row_tokens} tokens, {batches.fill:.0%} filled"
-    after = "all after it is predicted:" if ready.guesses is None else "what stands after it is to be said:"
+    after = "all after it is predicted:" if whole else "what stands after it is to be said:"
     lines = [
         f"text{part}: {text} ({bytes_each:.2f} bytes each), {held}",
         f"model: {shape(config)}, {size}",
